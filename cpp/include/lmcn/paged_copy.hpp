@@ -1,0 +1,74 @@
+// PagedCopier: moves bytes between an engine's paged memory and slots. Lives where the paged memory is mapped (each worker);
+// knows nothing of keys. After a store job it writes its rank's (generation, ok) word into each slot header: that, not the
+// engine's report, is what publishing trusts.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "lmcn/kv_layout.hpp"
+#include "lmcn/status.hpp"
+
+namespace lmcn {
+
+enum class CopyDirection : std::uint8_t { kGather /* paged -> slot */, kScatter /* slot -> paged */ };
+
+/// One chunk (or part of one) of a job.
+struct CopyItem {
+  std::uint64_t slot_offset = 0;      // of the slot image in the arena
+  std::uint32_t generation = 0;       // of the slot; a header with another generation fails the item
+  std::uint32_t first_token = 0;      // in the chunk (opaque layouts: first block of the chunk)
+  std::uint32_t tokens = 0;           // how many (opaque: blocks)
+  std::uint32_t block_begin = 0;      // index into CopyJob::block_ids of the block that holds first_token
+  std::uint32_t token_in_block = 0;   // where first_token lies in that block
+};
+
+struct CopyJob {
+  std::uint64_t id = 0;               // caller's, unique among unfinished jobs
+  CopyDirection direction = CopyDirection::kGather;
+  std::vector<CopyItem> items;
+  std::vector<std::int64_t> block_ids;  // engine block numbers; range-checked against num_blocks
+  std::uint64_t stream = 0;           // CUDA: the engine's cudaStream_t to order after (0: legacy default); host: ignored
+};
+
+struct CopyDone {
+  std::uint64_t id = 0;
+  bool ok = false;
+  std::uint64_t bytes = 0;
+  double seconds = 0;                  // from start of copying to end
+  std::vector<std::uint32_t> failed_items;
+  std::string message;                 // why, when !ok
+};
+
+/// Thread-safe. submit() and poll() never wait for a copy.
+class PagedCopier {
+ public:
+  virtual ~PagedCopier() = default;  // waits for jobs under way
+  /// kInvalidArgument (nothing is copied): block id, token range or slot offset out of bounds; duplicate id.
+  virtual Status submit(CopyJob job) = 0;
+  /// Jobs that ended since the last call; each exactly once.
+  virtual std::vector<CopyDone> poll() = 0;
+  /// Waits until none of `ids` is under way (unknown ids count as ended). Results still come through poll().
+  virtual Status wait(std::span<const std::uint64_t> ids, std::chrono::milliseconds timeout) = 0;
+  /// "host" | "cuda-memcpy"
+  virtual std::string name() const = 0;
+};
+
+struct CopierOptions {
+  std::uint32_t rank = 0;
+  unsigned threads = 1;                 // host copier: copy threads
+  std::int64_t non_temporal_bytes = 256 * 1024;  // gathers of runs whose job is at least this large bypass the cache
+};
+
+/// Host implementation. `arena_base`/`arena_bytes`: the mapped arena, outlives the copier. The layout's memory too.
+Result<std::unique_ptr<PagedCopier>> make_host_copier(const PagedKvLayout& paged, const SlotLayout& slot, std::byte* arena_base,
+                                                      std::uint64_t arena_bytes, const CopierOptions& options);
+/// CUDA implementation on cudaMemcpyAsync and events; kUnavailable when built without CUDA or without a driver/device.
+Result<std::unique_ptr<PagedCopier>> make_cuda_copier(const PagedKvLayout& paged, const SlotLayout& slot, std::byte* arena_base,
+                                                      std::uint64_t arena_bytes, const CopierOptions& options, int device);
+
+}  // namespace lmcn

@@ -1,0 +1,189 @@
+// TieredStore: the index, the host arena, the NVMe log and all I/O between them. Lives in the process that decides:
+// vLLM's scheduler, SGLang's rank, your server.
+//
+// Threads: every method may be called from any thread. Lookups, reserve, commit and leases touch memory only and never wait
+// for I/O; the methods that can wait take a deadline. Two-phase publish: a chunk can be looked up only after commit() found
+// every rank's (generation, ok) word in its slot. Leases are RAII: while one lives its slots are neither evicted nor reused.
+// Leases and requests must be destroyed before the store.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "lmcn/chunk_hasher.hpp"
+#include "lmcn/key.hpp"
+#include "lmcn/metrics.hpp"
+#include "lmcn/status.hpp"
+
+namespace lmcn {
+
+struct StoreOptions {
+  std::uint64_t host_bytes = 0;          // host arena, hard limit; >= 4 MiB
+  std::uint32_t rank_count = 1;          // ranks that fill each slot; 1..64
+  std::uint64_t max_payload_bytes = 0;   // largest chunk, all ranks; sizes the NVMe regions. 0: 64 MiB
+  std::string directory;                 // NVMe; empty: host memory only
+  std::uint64_t nvme_bytes = 0;          // hard limit of the directory; required with directory
+  std::uint64_t region_bytes = 0;        // 0: chosen from nvme_bytes (256 MiB when there is room)
+  std::string io_engine = "auto";        // auto | io_uring | threads
+  std::string cache_policy = "LRU";
+  bool fail_when_locked = false;         // false: run without NVMe, nvme_warning() says why
+  std::chrono::milliseconds lock_wait{10'000};
+  unsigned populate_threads = 2;
+  std::chrono::milliseconds promotion_deadline{10'000};  // default of RequestOptions
+  std::uint64_t promotion_budget_bytes = 0;              // per request; 0: half of host_bytes
+  std::chrono::milliseconds request_ttl{30'000};         // a request that is not looked up for so long loses its pins
+};
+
+/// Where a slot lies and what the worker must check: goes to workers as is.
+struct SlotRef {
+  std::uint64_t offset = 0;       // of the slot image in the arena
+  std::uint32_t generation = 0;
+};
+
+enum class Presence : std::uint8_t {
+  kMiss = 0,
+  kHit = 1,      // in host memory, verified, pinned for this request
+  kPending = 2,  // being stored by someone; look again later
+  kRetry = 3,    // being promoted from NVMe for this request; look again later
+};
+
+enum class Tier : std::uint8_t { kNone = 0, kHost = 1, kNvme = 2 };
+
+struct PrefixHit {
+  std::uint32_t hit = 0;   // leading keys present in any tier
+  std::uint32_t host = 0;  // of those, in host memory
+  std::uint32_t nvme = 0;  // of those, only on NVMe
+};
+
+class TieredStore;
+
+/// Right to fill slots. Dropping it without commit() aborts: nothing becomes visible, slots whose worker job has not ended are
+/// quarantined until its word says so. Move-only; not thread-safe itself.
+class WriteLease {
+ public:
+  WriteLease() = default;
+  WriteLease(WriteLease&&) noexcept;
+  WriteLease& operator=(WriteLease&&) noexcept;
+  ~WriteLease();
+
+  /// Positions (in the keys given to reserve()) of the chunks to fill, ascending, and their slots.
+  const std::vector<std::uint32_t>& positions() const noexcept { return positions_; }
+  const std::vector<SlotRef>& slots() const noexcept { return slots_; }
+  /// In-process filling: payload address of slot i. The caller then calls mark_filled(i) for the ranks it plays.
+  std::byte* payload(std::size_t i) noexcept;
+  void mark_filled(std::size_t i, std::uint32_t rank = 0) noexcept;
+
+  /// Publishes every slot whose ranks all said ok; the others are dropped (quarantined while a rank's job is still under way).
+  /// Returns how many were published. The lease is empty afterwards.
+  std::uint32_t commit();
+  void abort() noexcept;
+  bool empty() const noexcept { return slots_.empty(); }
+
+ private:
+  friend class TieredStore;
+  friend struct StoreCore;
+  TieredStore* store_ = nullptr;
+  std::vector<std::uint32_t> positions_;
+  std::vector<SlotRef> slots_;
+  std::vector<std::uint32_t> slot_ids_;
+};
+
+/// Right to read slots. Move-only; not thread-safe itself.
+class ReadLease {
+ public:
+  ReadLease() = default;
+  ReadLease(ReadLease&&) noexcept;
+  ReadLease& operator=(ReadLease&&) noexcept;
+  ~ReadLease();
+  const std::vector<SlotRef>& slots() const noexcept { return slots_; }
+  std::span<const std::byte> payload(std::size_t i) const noexcept;
+  void release() noexcept;
+  bool empty() const noexcept { return slots_.empty(); }
+
+ private:
+  friend class TieredStore;
+  friend class Request;
+  friend struct StoreCore;
+  TieredStore* store_ = nullptr;
+  std::vector<SlotRef> slots_;
+  std::vector<std::uint32_t> slot_ids_;
+};
+
+struct RequestOptions {
+  std::uint64_t promotion_budget_bytes = 0;         // 0: the store's
+  std::chrono::milliseconds promotion_deadline{0};  // 0: the store's
+};
+
+/// One engine request's view: key-by-key lookups with a memo, promotions within a budget, pins. Pins are dropped by end(), the
+/// destructor, or after request_ttl without a lookup. One thread at a time.
+class Request {
+ public:
+  virtual ~Request() = default;
+
+  /// By the engine's own key (KeyDeriver with this request's namespace); memoised: a repeated scan of an unchanged prefix
+  /// costs a comparison a key. Promotion from NVMe starts on the first lookup; kHit only when read, verified and pinned.
+  /// A key refused once (budget, deadline, failed read) stays kMiss for this request unless it is stored anew.
+  virtual Presence lookup(std::span<const std::byte> engine_key) = 0;
+  virtual Presence lookup(const ChunkKey& key) = 0;
+  /// Starts promotion of all leading keys within the budget; returns the length of that prefix (what may become a hit).
+  virtual std::uint32_t prefetch(std::span<const ChunkKey> keys) = 0;
+  /// Tier that the last kHit of `key` came from in this request (kNvme after a promotion).
+  virtual Tier source(std::span<const std::byte> engine_key) = 0;
+  virtual Tier source(const ChunkKey& key) = 0;
+  /// Lease of keys that are all hits now. `for_worker`: the slots count as busy until every rank's scatter has ended, even
+  /// when the lease is dropped before. kNotFound names the first key that is not in host memory.
+  virtual Result<ReadLease> acquire(std::span<const ChunkKey> keys, bool for_worker) = 0;
+  virtual Result<ReadLease> acquire_engine_keys(std::span<const std::span<const std::byte>> keys, bool for_worker) = 0;
+  virtual void end() = 0;
+};
+
+class TieredStore {
+ public:
+  /// Returns in < 50 ms whatever the sizes, unless the directory is locked (lock_wait) or its index must be rebuilt.
+  static Result<std::unique_ptr<TieredStore>> open(const StoreOptions& options);
+  virtual ~TieredStore() = default;  // close()
+
+  /// Lets worker processes attach to the arena under `engine_id`. `rank_bytes`: one rank's part of a slot.
+  virtual Status serve(const std::string& engine_id, std::uint64_t rank_bytes) = 0;
+
+  /// Leading keys present. Touches nothing, pins nothing. 1000 keys <= 100 us.
+  virtual PrefixHit lookup(std::span<const ChunkKey> keys) const = 0;
+
+  /// Slots for those of `keys` that are absent from host memory and not being stored; leading ones when not all fit.
+  /// kResourceExhausted when none fits although some are absent; an empty lease when all are present.
+  virtual Result<WriteLease> reserve(const NamespaceId& ns, std::span<const ChunkKey> keys, std::uint64_t payload_bytes) = 0;
+
+  virtual std::unique_ptr<Request> begin_request(const NamespaceId& ns, const RequestOptions& options = {}) = 0;
+
+  /// Promotes what is only on NVMe and waits until `deadline`. Leading part that could be had; kNotFound when not even the first.
+  virtual Result<ReadLease> acquire(const NamespaceId& ns, std::span<const ChunkKey> keys, std::chrono::milliseconds deadline) = 0;
+
+  virtual void touch(std::span<const ChunkKey> keys) = 0;
+  /// Drops one chunk from every tier. false: absent.
+  virtual bool erase(const ChunkKey& key) = 0;
+  /// Drops everything, at once in memory; on NVMe by the keeper thread within milliseconds. Slots under leases or with worker
+  /// jobs under way are quarantined, not reused, until those end.
+  virtual void clear() = 0;
+
+  /// Waits until all committed chunks are on NVMe (or dropped) and synced. kDeadlineExceeded with what is left.
+  virtual Status flush(std::chrono::milliseconds deadline) = 0;
+  /// Flushes for at most `deadline`, writes a checkpoint, unlocks. Idempotent.
+  virtual Status close(std::chrono::milliseconds deadline) = 0;
+
+  /// Readable after promotions ended since the last drain (eventfd, non-blocking; read it to re-arm).
+  virtual int event_fd() const noexcept = 0;
+
+  virtual std::byte* arena_base() noexcept = 0;
+  virtual std::uint64_t arena_bytes() const noexcept = 0;
+  virtual bool nvme_ready() const noexcept = 0;
+  /// Empty, or one line: why NVMe is not used (locked by pid N, quarantined after EIO, ...).
+  virtual std::string nvme_warning() const = 0;
+  virtual std::string io_engine_note() const = 0;
+  virtual StoreStats stats() const = 0;
+};
+
+}  // namespace lmcn

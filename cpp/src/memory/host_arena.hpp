@@ -1,0 +1,58 @@
+// The host arena: one memfd, mapped 2 MiB-aligned, populated and collapsed to huge pages in the background.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "lmcn/status.hpp"
+
+namespace lmcn {
+
+struct ArenaOptions {
+  std::uint64_t bytes = 0;         // hard limit; rounded down to 2 MiB; >= 2 MiB and <= MemAvailable (checked)
+  unsigned populate_threads = 2;   // background; 0: populate on first touch only
+  bool huge_pages = true;          // hugetlb if reserved, else MADV_COLLAPSE step by step
+};
+
+struct ArenaStats {
+  std::uint64_t bytes = 0;
+  std::uint64_t populated_bytes = 0;  // by the background threads so far
+  std::uint64_t huge_bytes = 0;       // backed by huge pages (hugetlb or collapsed)
+  bool populate_done = false;
+};
+
+/// Owner's side. Opening returns at once whatever the size; background threads never block users of the memory.
+/// The memfd disappears with the last process that maps it. Thread-safe.
+class HostArena {
+ public:
+  static Result<std::unique_ptr<HostArena>> create(const ArenaOptions& options);
+  virtual ~HostArena() = default;  // stops the background threads, unmaps
+
+  virtual std::byte* base() noexcept = 0;
+  virtual std::uint64_t bytes() const noexcept = 0;
+  virtual int memfd() const noexcept = 0;  // owned by the arena
+  virtual ArenaStats stats() const noexcept = 0;
+  /// Blocks until the background population ended (tests, benchmarks).
+  virtual void wait_populated() noexcept = 0;
+};
+
+/// Worker's side: the same memory, mapped from a received descriptor (which it takes over).
+class MappedArena {
+ public:
+  static Result<std::unique_ptr<MappedArena>> map(int memfd, std::uint64_t bytes);
+  ~MappedArena();
+  MappedArena(const MappedArena&) = delete;
+  MappedArena& operator=(const MappedArena&) = delete;
+  std::byte* base() noexcept { return base_; }
+  std::uint64_t bytes() const noexcept { return bytes_; }
+
+ private:
+  MappedArena(std::byte* base, std::uint64_t bytes) : base_(base), bytes_(bytes) {}
+  std::byte* base_;
+  std::uint64_t bytes_;
+};
+
+}  // namespace lmcn
