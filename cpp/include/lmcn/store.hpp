@@ -22,15 +22,15 @@
 namespace lmcn {
 
 struct StoreOptions {
-  std::uint64_t host_bytes = 0;          // host arena, hard limit; >= 4 MiB
-  std::uint32_t rank_count = 1;          // ranks that fill each slot; 1..64
-  std::uint64_t max_payload_bytes = 0;   // largest chunk, all ranks; sizes the NVMe regions. 0: 64 MiB
-  std::string directory;                 // NVMe; empty: host memory only
-  std::uint64_t nvme_bytes = 0;          // hard limit of the directory; required with directory
-  std::uint64_t region_bytes = 0;        // 0: chosen from nvme_bytes (256 MiB when there is room)
-  std::string io_engine = "auto";        // auto | io_uring | threads
+  std::uint64_t host_bytes = 0;         // host arena, hard limit; >= 4 MiB
+  std::uint32_t rank_count = 1;         // ranks that fill each slot; 1..64
+  std::uint64_t max_payload_bytes = 0;  // largest chunk, all ranks; sizes the NVMe regions. 0: 64 MiB
+  std::string directory;                // NVMe; empty: host memory only
+  std::uint64_t nvme_bytes = 0;         // hard limit of the directory; required with directory
+  std::uint64_t region_bytes = 0;       // 0: chosen from nvme_bytes (256 MiB when there is room)
+  std::string io_engine = "auto";       // auto | io_uring | threads
   std::string cache_policy = "LRU";
-  bool fail_when_locked = false;         // false: run without NVMe, nvme_warning() says why
+  bool fail_when_locked = false;  // false: run without NVMe, nvme_warning() says why
   std::chrono::milliseconds lock_wait{10'000};
   unsigned populate_threads = 2;
   std::chrono::milliseconds promotion_deadline{10'000};  // default of RequestOptions
@@ -40,7 +40,7 @@ struct StoreOptions {
 
 /// Where a slot lies and what the worker must check: goes to workers as is.
 struct SlotRef {
-  std::uint64_t offset = 0;       // of the slot image in the arena
+  std::uint64_t offset = 0;  // of the slot image in the arena
   std::uint32_t generation = 0;
 };
 
@@ -60,6 +60,8 @@ struct PrefixHit {
 };
 
 class TieredStore;
+class RequestImpl;
+struct StoreCore;
 
 /// Right to fill slots. Dropping it without commit() aborts: nothing becomes visible, slots whose worker job has not ended are
 /// quarantined until its word says so. Move-only; not thread-safe itself.
@@ -75,6 +77,7 @@ class WriteLease {
   const std::vector<SlotRef>& slots() const noexcept { return slots_; }
   /// In-process filling: payload address of slot i. The caller then calls mark_filled(i) for the ranks it plays.
   std::byte* payload(std::size_t i) noexcept;
+  std::uint64_t payload_bytes() const noexcept { return payload_bytes_; }
   void mark_filled(std::size_t i, std::uint32_t rank = 0) noexcept;
 
   /// Publishes every slot whose ranks all said ok; the others are dropped (quarantined while a rank's job is still under way).
@@ -84,12 +87,12 @@ class WriteLease {
   bool empty() const noexcept { return slots_.empty(); }
 
  private:
-  friend class TieredStore;
   friend struct StoreCore;
   TieredStore* store_ = nullptr;
   std::vector<std::uint32_t> positions_;
   std::vector<SlotRef> slots_;
   std::vector<std::uint32_t> slot_ids_;
+  std::uint64_t payload_bytes_ = 0;
 };
 
 /// Right to read slots. Move-only; not thread-safe itself.
@@ -105,8 +108,7 @@ class ReadLease {
   bool empty() const noexcept { return slots_.empty(); }
 
  private:
-  friend class TieredStore;
-  friend class Request;
+  friend class RequestImpl;
   friend struct StoreCore;
   TieredStore* store_ = nullptr;
   std::vector<SlotRef> slots_;
@@ -155,7 +157,10 @@ class TieredStore {
 
   /// Slots for those of `keys` that are absent from host memory and not being stored; leading ones when not all fit.
   /// kResourceExhausted when none fits although some are absent; an empty lease when all are present.
-  virtual Result<WriteLease> reserve(const NamespaceId& ns, std::span<const ChunkKey> keys, std::uint64_t payload_bytes) = 0;
+  /// `for_worker`: worker processes fill the slots (a dropped lease leaves them quarantined until every rank's word is there);
+  /// otherwise the holder of the lease does, through payload() and mark_filled().
+  virtual Result<WriteLease> reserve(const NamespaceId& ns, std::span<const ChunkKey> keys, std::uint64_t payload_bytes,
+                                     bool for_worker = false) = 0;
 
   virtual std::unique_ptr<Request> begin_request(const NamespaceId& ns, const RequestOptions& options = {}) = 0;
 

@@ -1,0 +1,247 @@
+// Host arena -> NVMe, and the log's other duties. The keeper thread is the log's single writer.
+#include <time.h>
+
+#include <algorithm>
+
+#include "store/request.hpp"
+#include "store/store_core.hpp"
+
+namespace lmcn {
+namespace {
+
+constexpr std::uint64_t kMaxDemotionsInFlight = 8;
+constexpr auto kTick = std::chrono::milliseconds(500);
+constexpr auto kFullRetry = std::chrono::milliseconds(2);      // while the log prepares a region
+constexpr auto kFullPatience = std::chrono::milliseconds(2000);  // then writes are dropped: the device cannot keep up
+constexpr auto kCheckpointEvery = std::chrono::seconds(30);
+constexpr std::uint64_t kRegisterPieceBytes = 1ULL << 30;  // io_uring's limit for one buffer
+constexpr double kReappendShare = 0.1;                     // of a reclaimed region
+
+}  // namespace
+
+void StoreCore::mark_dirty(EntryId id) {
+  Entry& entry = index.entry(id);
+  const SlotRecord& record = slots[entry.host_slot];
+  entry.flags = static_cast<std::uint8_t>(entry.flags | kDirty);
+  dirty_queue.push_back({entry.host_slot, record.slot.generation});
+  dirty_bytes += record.slot.bytes;
+}
+
+void StoreCore::keeper_loop(std::stop_token stop) {
+  Clock::time_point next_tick = Clock::now() + kTick;
+  Clock::time_point next_checkpoint = Clock::now() + kCheckpointEvery;
+  std::unique_lock lock(mu);
+  const auto drained = [&] { return dirty_queue.empty() && demotions_in_flight == 0; };
+  while (!stop.stop_requested()) {
+    const bool full = log_full_since != Clock::time_point{} && !dirty_queue.empty();
+    keeper_cv.wait_until(lock, full ? std::min(next_tick, Clock::now() + kFullRetry) : next_tick, [&] {
+      return stop.stop_requested() || clear_pending || (checkpoints_wanted != checkpoints_written && drained()) ||
+             (!full && !dirty_queue.empty() && demotions_in_flight < kMaxDemotionsInFlight);
+    });
+    if (stop.stop_requested()) break;
+    if (log && clear_pending) clear_log(lock);
+    while (!clear_pending && demotions_in_flight < kMaxDemotionsInFlight && demote_next(lock)) {
+    }
+    const Clock::time_point now = Clock::now();
+    if ((checkpoints_wanted != checkpoints_written && drained()) || (log_changed && now >= next_checkpoint)) {
+      next_checkpoint = now + kCheckpointEvery;
+      const std::uint64_t wanted = checkpoints_wanted;
+      lock.unlock();
+      const Status written = write_checkpoint();
+      lock.lock();
+      if (!written.ok()) ++counters.write_errors;
+      checkpoints_written = wanted;
+      flushed_cv.notify_all();
+    }
+    if (now >= next_tick) {
+      next_tick = now + kTick;
+      tick(lock);
+    }
+  }
+}
+
+void StoreCore::clear_log(std::unique_lock<std::mutex>& lock) {
+  clear_pending = false;
+  log_changed = false;
+  lock.unlock();
+  const Status cleared = log->clear();
+  lock.lock();
+  if (!cleared.ok()) ++counters.write_errors;
+}
+
+void StoreCore::tick(std::unique_lock<std::mutex>& lock) {
+  sweep_quarantine();
+  expire_requests();
+  lock.unlock();
+  bool failed = false;
+  if (log) failed = !log->maintain().ok();
+  if (engine && !arena_registered && arena->stats().populate_done) {
+    register_arena();
+    arena_registered = true;
+  }
+  lock.lock();
+  if (failed) ++counters.write_errors;
+}
+
+// Writes the oldest unwritten chunk; false when there is none or the log takes none now.
+bool StoreCore::demote_next(std::unique_lock<std::mutex>& lock) {
+  while (!dirty_queue.empty()) {
+    const DirtyItem item = dirty_queue.front();
+    dirty_queue.pop_front();
+    SlotRecord& record = slots[item.slot];
+    if (!record.in_use || record.slot.generation != item.generation || record.entry == kNoEntry) continue;
+    const EntryId id = record.entry;
+    Entry& entry = index.entry(id);
+    if ((entry.flags & kDirty) == 0) continue;
+    entry.flags = kWriting;
+    ++record.pins;
+    ++demotions_in_flight;
+    const std::uint64_t epoch = clear_epoch;
+    std::byte* const at = image(item.slot);
+    lock.unlock();
+    const std::uint64_t bytes = image_bytes(slot_header(at)->payload_bytes);
+    const auto done = [this, item, id, epoch](const Status& status, Extent extent) {
+      finish_demotion(item.slot, id, epoch, status, extent);
+    };
+    Status appended = log->append(at, bytes, id, done);
+    if (appended.code() == Code::kResourceExhausted && log->maintain().ok()) appended = log->append(at, bytes, id, done);
+    if (appended.code() == Code::kResourceExhausted) {
+      lock.lock();
+      return put_back(lock, item, id, epoch, appended);
+    }
+    log_full_since = {};
+    if (!appended.ok()) finish_demotion(item.slot, id, epoch, appended, Extent{});
+    lock.lock();
+    return true;
+  }
+  return false;
+}
+
+// The log has no region ready: the chunk waits at the head of the queue, or is given up when that lasts too long.
+bool StoreCore::put_back(std::unique_lock<std::mutex>& lock, const DirtyItem& item, EntryId id, std::uint64_t epoch,
+                         const Status& why) {
+  const Clock::time_point now = Clock::now();
+  if (log_full_since == Clock::time_point{}) log_full_since = now;
+  const bool current = epoch == clear_epoch && slots[item.slot].entry == id;
+  if (!current || now - log_full_since > kFullPatience) {
+    lock.unlock();
+    finish_demotion(item.slot, id, epoch, why, Extent{});
+    lock.lock();
+    return true;
+  }
+  index.entry(id).flags = kDirty;
+  --demotions_in_flight;
+  dirty_queue.push_front(item);
+  unpin(item.slot);
+  return false;
+}
+
+void StoreCore::finish_demotion(SlotId slot, EntryId id, std::uint64_t epoch, const Status& status, Extent extent) {
+  {
+    std::lock_guard lock(mu);
+    --demotions_in_flight;
+    SlotRecord& record = slots[slot];  // pinned: still this generation
+    const bool current = epoch == clear_epoch;
+    if (current) dirty_bytes -= record.slot.bytes;
+    if (!status.ok() && status.code() != Code::kAborted) {
+      ++(status.code() == Code::kResourceExhausted ? counters.demotion_drops : counters.demotion_failures);
+    }
+    const bool wanted = current && record.entry == id;
+    if (wanted) {
+      Entry& entry = index.entry(id);
+      entry.flags = 0;
+      if (status.ok()) {
+        entry.extent = extent;
+        entry.hits = 0;
+        ++counters.demoted_chunks;
+        counters.demoted_bytes += record.slot.bytes;
+        log_changed = true;
+      }
+    } else if (status.ok() && current) {
+      log->forget(extent);
+    }
+    unpin(slot);
+    if (demotions_in_flight == 0 && dirty_queue.empty()) flushed_cv.notify_all();
+  }
+  keeper_cv.notify_one();
+}
+
+// Keeper thread, from append() or maintain(). What was hit since it was written and still is in host memory is written again,
+// up to a share of the region.
+void StoreCore::on_reclaim(std::uint32_t region, std::span<const std::uint32_t> cookies) {
+  std::lock_guard lock(mu);
+  ++counters.reclaimed_regions;
+  std::uint64_t region_bytes = 0;
+  for (const EntryId id : cookies) {
+    if (index.live(id) && index.entry(id).extent.region == region) {
+      region_bytes += std::uint64_t{index.entry(id).extent.pages} * kPageBytes;
+    }
+  }
+  auto room = static_cast<std::uint64_t>(kReappendShare * static_cast<double>(region_bytes));
+  for (const EntryId id : cookies) {
+    if (!index.live(id)) continue;
+    Entry& entry = index.entry(id);
+    if (entry.extent.region != region) continue;
+    const std::uint64_t bytes = std::uint64_t{entry.extent.pages} * kPageBytes;
+    const bool again =
+        entry.host == HostState::kReady && entry.hits != 0 && bytes <= room && (entry.flags & (kDirty | kWriting)) == 0;
+    entry.extent = Extent{};  // the region dies: nothing to forget in the log
+    ++counters.reclaimed_chunks;
+    if (again) {
+      room -= bytes;
+      mark_dirty(id);
+    } else {
+      erase_if_nowhere(id);
+    }
+  }
+  log_changed = true;
+  changed();
+}
+
+Status StoreCore::flush(std::chrono::milliseconds deadline) {
+  const Clock::time_point until = Clock::now() + deadline;
+  std::unique_lock lock(mu);
+  if (!log) return Status();
+  const std::uint64_t ticket = ++checkpoints_wanted;
+  keeper_cv.notify_one();
+  const bool done = flushed_cv.wait_until(lock, until, [&] { return checkpoints_written >= ticket; });
+  if (done) return Status();
+  return Status(Code::kDeadlineExceeded, "flush: " + std::to_string(dirty_bytes) + " bytes not yet on NVMe");
+}
+
+Status StoreCore::write_checkpoint() {
+  std::vector<std::pair<ChunkKey, Extent>> entries;
+  {
+    std::lock_guard lock(mu);
+    log_changed = false;
+    entries.reserve(index.size());
+    index.for_each([&](EntryId, Entry& entry) {
+      if (entry.extent.valid()) entries.emplace_back(entry.key, entry.extent);
+    });
+  }
+  return log->checkpoint([&](const std::function<void(const ChunkKey&, Extent)>& sink) {
+    for (const auto& [key, extent] : entries) sink(key, extent);
+  });
+}
+
+void StoreCore::expire_requests() {
+  timespec t{};
+  clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+  const std::int64_t now_ns = std::int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
+  const std::int64_t ttl_ns = std::chrono::nanoseconds(options.request_ttl).count();
+  for (RequestImpl* request : requests) request->expire_if_idle(now_ns, ttl_ns);
+}
+
+// After population: registering pins the pages, which would fault them all in here and keep them from being collapsed.
+void StoreCore::register_arena() {
+  for (std::uint64_t at = 0; at < arena->bytes(); at += kRegisterPieceBytes) {
+    const std::uint64_t bytes = std::min(kRegisterPieceBytes, arena->bytes() - at);
+    if (const Status registered = engine->register_buffer({arena->base() + at, bytes}); !registered.ok()) {
+      std::lock_guard lock(mu);
+      engine_note += "; buffers not registered (" + registered.message() + ")";
+      return;
+    }
+  }
+}
+
+}  // namespace lmcn

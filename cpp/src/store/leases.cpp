@@ -1,0 +1,132 @@
+#include <cassert>
+#include <utility>
+
+#include "store/store_core.hpp"
+
+namespace lmcn {
+namespace {
+StoreCore& core_of(TieredStore* store) {
+  return *static_cast<StoreCore*>(store);
+}
+}  // namespace
+
+WriteLease::WriteLease(WriteLease&& other) noexcept {
+  *this = std::move(other);
+}
+
+WriteLease& WriteLease::operator=(WriteLease&& other) noexcept {
+  if (this == &other) return *this;
+  abort();
+  store_ = std::exchange(other.store_, nullptr);
+  positions_ = std::exchange(other.positions_, {});
+  slots_ = std::exchange(other.slots_, {});
+  slot_ids_ = std::exchange(other.slot_ids_, {});
+  payload_bytes_ = std::exchange(other.payload_bytes_, 0);
+  return *this;
+}
+
+WriteLease::~WriteLease() {
+  abort();
+}
+
+std::byte* WriteLease::payload(std::size_t i) noexcept {
+  assert(i < slots_.size());
+  return store_->arena_base() + slots_[i].offset + kPageBytes;
+}
+
+void WriteLease::mark_filled(std::size_t i, std::uint32_t rank) noexcept {
+  assert(i < slots_.size());
+  publish_rank(store_->arena_base() + slots_[i].offset, rank, slots_[i].generation, RankState::kOk);
+}
+
+std::uint32_t WriteLease::commit() {
+  return store_ == nullptr ? 0 : core_of(store_).end_write(*this, true);
+}
+
+void WriteLease::abort() noexcept {
+  if (store_ != nullptr) core_of(store_).end_write(*this, false);
+}
+
+ReadLease::ReadLease(ReadLease&& other) noexcept {
+  *this = std::move(other);
+}
+
+ReadLease& ReadLease::operator=(ReadLease&& other) noexcept {
+  if (this == &other) return *this;
+  release();
+  store_ = std::exchange(other.store_, nullptr);
+  slots_ = std::exchange(other.slots_, {});
+  slot_ids_ = std::exchange(other.slot_ids_, {});
+  return *this;
+}
+
+ReadLease::~ReadLease() {
+  release();
+}
+
+std::span<const std::byte> ReadLease::payload(std::size_t i) const noexcept {
+  assert(i < slots_.size());
+  const std::byte* at = store_->arena_base() + slots_[i].offset;
+  return {at + kPageBytes, slot_header(at)->payload_bytes};
+}
+
+void ReadLease::release() noexcept {
+  if (store_ != nullptr) core_of(store_).end_read(*this);
+}
+
+std::uint32_t StoreCore::end_write(WriteLease& lease, bool publish) {
+  std::uint32_t published = 0;
+  bool writes_behind = false;
+  {
+    std::lock_guard lock(mu);
+    for (const SlotId id : lease.slot_ids_) {
+      SlotRecord& record = slots[id];
+      --record.pins;
+      if (record.entry == kNoEntry) {  // cleared or erased meanwhile
+        if (record.pins == 0) free_or_quarantine(id);
+        continue;
+      }
+      bool complete = publish;
+      for (std::uint32_t rank = 0; complete && rank < options.rank_count; ++rank) {
+        complete = rank_state(image(id), rank, record.slot.generation) == RankState::kOk;
+      }
+      const EntryId entry_id = record.entry;
+      if (complete) {
+        record.worker_fill = false;
+        Entry& entry = index.entry(entry_id);
+        entry.host = HostState::kReady;
+        entry.hits = 0;
+        policy->insert(entry_id);
+        if (log && !entry.extent.valid() && nvme_ready()) {
+          mark_dirty(entry_id);
+          writes_behind = true;
+        }
+        ++counters.committed_chunks;
+        ++published;
+      } else {
+        ++counters.aborted_chunks;
+        drop_host_copy(entry_id);
+      }
+    }
+    changed();
+  }
+  lease.store_ = nullptr;
+  lease.positions_.clear();
+  lease.slots_.clear();
+  lease.slot_ids_.clear();
+  promoted_cv.notify_all();  // acquire() may wait for what was being filled
+  if (writes_behind) keeper_cv.notify_one();
+  return published;
+}
+
+void StoreCore::end_read(ReadLease& lease) {
+  {
+    std::lock_guard lock(mu);
+    for (const SlotId id : lease.slot_ids_) unpin(id);
+  }
+  lease.store_ = nullptr;
+  lease.slots_.clear();
+  lease.slot_ids_.clear();
+}
+
+}  // namespace lmcn

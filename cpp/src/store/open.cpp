@@ -1,0 +1,190 @@
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "store/request.hpp"
+#include "store/store_core.hpp"
+
+namespace lmcn {
+namespace {
+
+constexpr std::uint64_t kMinHostBytes = 4ULL << 20;
+constexpr std::uint64_t kDefaultMaxPayloadBytes = 64ULL << 20;
+
+Status bad(const std::string& field, const std::string& value, const std::string& right) {
+  return Status(Code::kInvalidArgument, field + "=" + value + ": " + right);
+}
+
+Status check_options(const StoreOptions& o) {
+  if (o.host_bytes < kMinHostBytes) {
+    return bad("host_bytes", std::to_string(o.host_bytes), "the host arena must be at least 4194304 bytes (4 MiB)");
+  }
+  if (o.rank_count < 1 || o.rank_count > kMaxRanks) {
+    return bad("rank_count", std::to_string(o.rank_count), "must be 1.." + std::to_string(kMaxRanks));
+  }
+  if (image_bytes(o.max_payload_bytes) > o.host_bytes) {
+    return bad("max_payload_bytes", std::to_string(o.max_payload_bytes),
+               "one chunk must fit into the host arena of " + std::to_string(o.host_bytes) + " bytes");
+  }
+  if (o.directory.empty() && o.nvme_bytes != 0) {
+    return bad("nvme_bytes", std::to_string(o.nvme_bytes), "needs directory, the place on NVMe");
+  }
+  if (!o.directory.empty() && o.nvme_bytes == 0) {
+    return bad("nvme_bytes", "0", "directory=" + o.directory + " needs a size: the most bytes it may take");
+  }
+  if (o.promotion_deadline.count() <= 0) {
+    return bad("promotion_deadline", std::to_string(o.promotion_deadline.count()) + " ms", "must be positive");
+  }
+  if (o.request_ttl.count() <= 0) return bad("request_ttl", std::to_string(o.request_ttl.count()) + " ms", "must be positive");
+  return Status();
+}
+
+}  // namespace
+
+Result<std::unique_ptr<TieredStore>> TieredStore::open(const StoreOptions& options) {
+  StoreOptions filled = options;
+  if (filled.max_payload_bytes == 0) {
+    filled.max_payload_bytes = std::min(kDefaultMaxPayloadBytes, filled.host_bytes / 2);
+    filled.max_payload_bytes -= filled.max_payload_bytes % kPageBytes;
+  }
+  LMCN_RETURN_IF_ERROR(check_options(filled));
+  auto core = std::make_unique<StoreCore>(filled);
+  LMCN_RETURN_IF_ERROR(core->start());
+  return std::unique_ptr<TieredStore>(std::move(core));
+}
+
+Status StoreCore::start() {
+  auto made_policy = make_eviction_policy(options.cache_policy);
+  if (!made_policy.ok()) return made_policy.status();
+  policy = std::move(made_policy).value();
+
+  // NVMe before the arena: its errors are the likelier ones, and nothing has been allocated yet.
+  if (!options.directory.empty()) LMCN_RETURN_IF_ERROR(open_nvme());
+
+  auto made_arena = HostArena::create({.bytes = options.host_bytes, .populate_threads = options.populate_threads});
+  if (!made_arena.ok()) return made_arena.status();
+  arena = std::move(made_arena).value();
+  allocator = std::make_unique<SlotAllocator>(arena->bytes());
+  promotion_budget_bytes = options.promotion_budget_bytes != 0 ? options.promotion_budget_bytes : arena->bytes() / 2;
+  request_pin_limit_bytes = arena->bytes() / 4 * 3;
+
+  completion_event = ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  if (completion_event < 0) return Status::from_errno(errno, "eventfd");
+  keeper = std::jthread([this](std::stop_token stop) { keeper_loop(stop); });
+  if (log) promoter = std::jthread([this](std::stop_token stop) { promoter_loop(stop); });
+  return Status();
+}
+
+Status StoreCore::open_nvme() {
+  auto kind = io::parse_engine_kind(options.io_engine);
+  if (!kind.ok()) return kind.status();
+  auto made_engine = io::make_engine({.kind = *kind}, &engine_note);
+  if (!made_engine.ok()) return made_engine.status();
+  engine = std::move(made_engine).value();
+  if (wrap_engine) engine = wrap_engine(std::move(engine));
+
+  nvme::LogOptions log_options;
+  log_options.directory = options.directory;
+  log_options.limit_bytes = options.nvme_bytes;
+  log_options.region_bytes = options.region_bytes;
+  log_options.max_record_bytes = image_bytes(options.max_payload_bytes);
+  log_options.lock_wait = options.lock_wait;
+  auto opened = nvme::RegionLog::open(log_options, *engine, *this);
+  if (!opened.ok()) {
+    if (opened.status().code() != Code::kLocked || options.fail_when_locked) return opened.status();
+    open_warning = "running without NVMe: " + opened.status().message();
+    engine.reset();
+    return Status();
+  }
+  log = std::move(opened).value();
+  log->adopt([this](const nvme::RecoveredRecord& record) {
+    const EntryId id = index.insert(record.key);
+    Entry& entry = index.entry(id);
+    if (entry.extent.valid()) {
+      log->forget(entry.extent);
+    } else {
+      ++counters.recovered_chunks;
+    }
+    entry.extent = record.extent;
+    return id;
+  });
+  return Status();
+}
+
+Status StoreCore::serve(const std::string& engine_id, std::uint64_t rank_bytes) {
+  if (rank_bytes == 0 || rank_bytes * options.rank_count > options.max_payload_bytes) {
+    return bad("rank_bytes", std::to_string(rank_bytes),
+               "times rank_count=" + std::to_string(options.rank_count) +
+                   " must be 1..max_payload_bytes=" + std::to_string(options.max_payload_bytes));
+  }
+  if (rendezvous)
+    return Status(Code::kInvalidArgument, "engine_id=" + engine_id + ": this store already serves " + rendezvous->path());
+  auto listening = RendezvousOwner::listen(engine_id, arena->memfd(),
+                                           ArenaHandle{.arena_bytes = arena->bytes(),
+                                                       .rank_bytes = rank_bytes,
+                                                       .rank_count = options.rank_count,
+                                                       .owner_pid = static_cast<std::uint32_t>(::getpid())},
+                                           [this](std::uint32_t rank) { on_rank_gone(rank); });
+  if (!listening.ok()) return listening.status();
+  rendezvous = std::move(listening).value();
+  return Status();
+}
+
+// The worker's process has ended and can write no more: its unfinished fills failed, its unfinished loads are over.
+void StoreCore::on_rank_gone(std::uint32_t rank) {
+  std::lock_guard lock(mu);
+  for (SlotId id = 0; id < slots.size(); ++id) {
+    SlotRecord& record = slots[id];
+    if (!record.in_use) continue;
+    if (record.worker_fill && rank_state(image(id), rank, record.slot.generation) == RankState::kEmpty) {
+      publish_rank(image(id), rank, record.slot.generation, RankState::kFailed);
+    }
+    while (record.loads_settled != record.loads_issued && loads_done(image(id), rank) != record.loads_issued) {
+      count_load_done(image(id), rank);
+    }
+  }
+  sweep_quarantine();
+}
+
+Status StoreCore::close(std::chrono::milliseconds deadline) {
+  Status result;
+  if (log && keeper.joinable()) result = flush(deadline);
+  {
+    std::lock_guard lock(mu);
+    if (closed) return Status();
+    closed = true;
+    changed();
+    keeper.request_stop();
+    promoter.request_stop();
+  }
+  keeper_cv.notify_all();
+  promote_cv.notify_all();
+  promoted_cv.notify_all();
+  if (keeper.joinable()) keeper.join();
+  if (promoter.joinable()) promoter.join();
+  rendezvous.reset();
+  if (log) {
+    std::vector<std::pair<ChunkKey, Extent>> entries;
+    {
+      std::lock_guard lock(mu);
+      index.for_each([&](EntryId, Entry& entry) {
+        if (entry.extent.valid()) entries.emplace_back(entry.key, entry.extent);
+      });
+    }
+    const Status log_closed = log->close([&](const std::function<void(const ChunkKey&, Extent)>& sink) {
+      for (const auto& [key, extent] : entries) sink(key, extent);
+    });
+    if (result.ok()) result = log_closed;
+  }
+  return result;
+}
+
+StoreCore::~StoreCore() {
+  static_cast<void>(close(std::chrono::seconds(2)));  // what is lost then shows in nvme_dirty_bytes of the last stats
+  log.reset();                                        // waits for I/O under way, whose callbacks come here
+  engine.reset();
+  if (completion_event >= 0) ::close(completion_event);
+}
+
+}  // namespace lmcn

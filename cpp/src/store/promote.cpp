@@ -1,0 +1,79 @@
+// NVMe -> host arena.
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "store/store_core.hpp"
+
+namespace lmcn {
+
+SlotId StoreCore::start_promotion(EntryId id, const NamespaceId& ns) {
+  const Extent extent = index.entry(id).extent;
+  const SlotId slot = allocate_slot(std::uint64_t{extent.pages} * kPageBytes, kNoEntry);
+  if (slot == kNoSlot) return kNoSlot;
+  SlotRecord& record = slots[slot];
+  record.entry = id;
+  record.pins = 1;  // of the read; finish_promotion() drops it
+  Entry& entry = index.entry(id);
+  entry.host = HostState::kPromoting;
+  entry.host_slot = slot;
+  promote_queue.push_back({slot, record.slot.offset, record.slot.generation, extent, entry.key, ns});
+  ++promotions_in_flight;
+  changed();
+  return slot;
+}
+
+void StoreCore::promoter_loop(std::stop_token stop) {
+  std::unique_lock lock(mu);
+  for (;;) {
+    promote_cv.wait(lock, [&] { return stop.stop_requested() || !promote_queue.empty(); });
+    if (promote_queue.empty()) return;  // what is queued is still read: its requests wait for it
+    const Promotion promotion = promote_queue.front();
+    promote_queue.pop_front();
+    const bool wanted = slots[promotion.slot].entry != kNoEntry;
+    lock.unlock();
+    if (wanted) {
+      log->read(promotion.extent, arena->base() + promotion.offset, promotion.key, promotion.ns,
+                [this, promotion](const Status& status) { finish_promotion(promotion, status); });
+    } else {
+      finish_promotion(promotion, Status(Code::kAborted, "cleared"));
+    }
+    lock.lock();
+  }
+}
+
+void StoreCore::finish_promotion(const Promotion& promotion, const Status& status) {
+  if (status.ok()) adopt_slot(arena->base() + promotion.offset, promotion.generation, options.rank_count);
+  {
+    std::lock_guard lock(mu);
+    --promotions_in_flight;
+    SlotRecord& record = slots[promotion.slot];
+    const EntryId id = record.entry;
+    if (id == kNoEntry) {
+      --record.pins;
+      if (record.pins == 0) free_or_quarantine(promotion.slot);
+    } else if (status.ok()) {
+      --record.pins;
+      index.entry(id).host = HostState::kReady;
+      policy->insert(id);
+      ++counters.promoted_chunks;
+      counters.promoted_bytes += record.slot.bytes;
+    } else {
+      --record.pins;
+      ++counters.promotion_failures;
+      Entry& entry = index.entry(id);
+      if (entry.extent == promotion.extent) {
+        log->forget(entry.extent);
+        entry.extent = Extent{};
+        log_changed = true;
+      }
+      drop_host_copy(id);
+    }
+    changed();
+  }
+  promoted_cv.notify_all();
+  const std::uint64_t one = 1;
+  // A full counter (never, in practice) is as readable as any.
+  [[maybe_unused]] const ssize_t n = ::write(completion_event, &one, sizeof one);
+}
+
+}  // namespace lmcn

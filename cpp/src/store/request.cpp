@@ -1,0 +1,297 @@
+#include "store/request.hpp"
+
+#include <time.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace lmcn {
+namespace {
+
+std::int64_t coarse_now_ns() noexcept {
+  timespec t{};
+  clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+  return std::int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
+}
+
+}  // namespace
+
+RequestImpl::RequestImpl(StoreCore& core, const NamespaceId& ns, const RequestOptions& options)
+    : core_(core),
+      deriver_(ns),
+      budget_bytes_(options.promotion_budget_bytes != 0 ? options.promotion_budget_bytes : core.promotion_budget_bytes),
+      deadline_(options.promotion_deadline.count() != 0 ? options.promotion_deadline : core.options.promotion_deadline),
+      last_lookup_ns_(coarse_now_ns()) {
+  std::lock_guard lock(core_.mu);
+  core_.requests.push_back(this);
+}
+
+RequestImpl::~RequestImpl() {
+  end();
+}
+
+void RequestImpl::end() {
+  std::lock_guard lock(core_.mu);
+  if (ended_) return;
+  ended_ = true;
+  drop_all_pins();
+  auto& all = core_.requests;
+  all.erase(std::find(all.begin(), all.end(), this));
+}
+
+bool RequestImpl::matches(const Item& item, std::span<const std::byte> engine_key) const noexcept {
+  return item.engine_key_bytes == engine_key.size() &&
+         std::memcmp(item.engine_key.data(), engine_key.data(), engine_key.size()) == 0;
+}
+
+// Engines scan a prefix in order, again and again, from a start that moves forward: almost always the next item.
+RequestImpl::Item& RequestImpl::locate(std::span<const std::byte> engine_key) {
+  if (cursor_ < items_.size() && matches(items_[cursor_], engine_key)) return items_[cursor_++];
+  for (std::size_t i = 0; i < items_.size(); ++i) {
+    if (matches(items_[i], engine_key)) {
+      cursor_ = i + 1;
+      return items_[i];
+    }
+    if (cursor_ == items_.size() && i == 0) break;  // at the end of a first scan: a new key, no search
+  }
+  Item item;
+  item.key = deriver_.derive(engine_key);
+  item.engine_key_bytes = static_cast<std::uint8_t>(engine_key.size());
+  std::memcpy(item.engine_key.data(), engine_key.data(), engine_key.size());
+  items_.push_back(item);
+  cursor_ = items_.size();
+  return items_.back();
+}
+
+RequestImpl::Item& RequestImpl::locate(const ChunkKey& key) {
+  if (cursor_ < items_.size() && items_[cursor_].key == key) return items_[cursor_++];
+  for (std::size_t i = 0; i < items_.size(); ++i) {
+    if (items_[i].key == key) {
+      cursor_ = i + 1;
+      return items_[i];
+    }
+    if (cursor_ == items_.size() && i == 0) break;
+  }
+  items_.emplace_back();
+  items_.back().key = key;
+  cursor_ = items_.size();
+  return items_.back();
+}
+
+Presence RequestImpl::lookup(std::span<const std::byte> engine_key) {
+  if (engine_key.empty() || engine_key.size() > kInlineKeyBytes) return lookup(deriver_.derive(engine_key));
+  note_use();
+  return answer(locate(engine_key));
+}
+
+Presence RequestImpl::lookup(const ChunkKey& key) {
+  note_use();
+  return answer(locate(key));
+}
+
+void RequestImpl::note_use() {
+  last_lookup_ns_.store(coarse_now_ns());
+  if (expired_.load()) {
+    std::lock_guard lock(core_.mu);  // the keeper may be dropping pins
+    expired_.store(false);
+  }
+}
+
+Presence RequestImpl::answer(Item& item) {
+  core_.lookups.fetch_add(1, std::memory_order_relaxed);
+  if (item.version != 0) {
+    const std::uint64_t version = core_.version.load(std::memory_order_acquire);
+    if (item.version == version && item.last != Presence::kRetry) return item.last;
+    if (item.last == Presence::kHit && item.pinned != kNoSlot && item.epoch == core_.pin_epoch.load(std::memory_order_acquire)) {
+      return Presence::kHit;  // pinned: only clear() and erase() can take it, and they raise pin_epoch
+    }
+  }
+  return answer_slow(item);
+}
+
+Presence RequestImpl::answer_slow(Item& item) {
+  bool wake_promoter = false;
+  Presence presence;
+  {
+    std::lock_guard lock(core_.mu);
+    const std::size_t queued = core_.promote_queue.size();
+    presence = ended_ || core_.closed ? Presence::kMiss : look(item);
+    wake_promoter = core_.promote_queue.size() > queued;
+    if (presence == Presence::kMiss && item.last != Presence::kMiss) ++core_.counters.misses;
+    if (presence == Presence::kMiss && item.version == 0) ++core_.counters.misses;
+    item.last = presence;
+    item.version = core_.version.load(std::memory_order_relaxed);
+  }
+  if (wake_promoter) core_.promote_cv.notify_one();
+  return presence;
+}
+
+// mu held.
+Presence RequestImpl::look(Item& item) {
+  if (item.pinned != kNoSlot && core_.slots[item.pinned].entry == kNoEntry) {  // cleared, or the promotion failed
+    drop_pin(item);
+    if (item.promoting) {
+      item.promoting = false;
+      item.refused = true;
+    }
+  }
+  const EntryId id = core_.index.find(item.key);
+  if (id == kNoEntry) return Presence::kMiss;
+  const Entry& entry = core_.index.entry(id);
+  switch (entry.host) {
+    case HostState::kReady:
+      core_.policy->access(id);
+      item.tier = item.promoting ? Tier::kNvme : Tier::kHost;
+      item.refused = false;
+      if (item.pinned == kNoSlot) take_pin(item, entry.host_slot, false);
+      return Presence::kHit;
+    case HostState::kFilling:
+      return Presence::kPending;
+    case HostState::kPromoting:
+      if (item.refused) return Presence::kMiss;
+      if (!item.promoting) {
+        if (!take_pin(item, entry.host_slot, true)) return refuse(item);
+      } else if (Clock::now() > item.deadline) {
+        ++core_.counters.promotion_timeouts;
+        drop_pin(item);
+        item.promoting = false;
+        item.refused = true;
+        return Presence::kMiss;
+      }
+      return Presence::kRetry;
+    case HostState::kNone:
+      break;
+  }
+  if (item.refused || !core_.nvme_ready() || !entry.extent.valid()) return Presence::kMiss;
+  const std::uint64_t bytes = std::uint64_t{entry.extent.pages} * kPageBytes;
+  if (promoted_bytes_ + bytes > budget_bytes_) return refuse(item);
+  const SlotId slot = core_.start_promotion(id, deriver_.ns());
+  if (slot == kNoSlot || !take_pin(item, slot, true)) return refuse(item);
+  return Presence::kRetry;
+}
+
+Presence RequestImpl::refuse(Item& item) {
+  ++core_.counters.promotion_refusals;
+  item.refused = true;
+  return Presence::kMiss;
+}
+
+// Pins of plain host hits are bounded over all requests: beyond that a hit is reported unpinned (it is looked up again before
+// it is used). Promotions are always pinned, within the request's budget.
+bool RequestImpl::take_pin(Item& item, SlotId slot, bool promotion) {
+  SlotRecord& record = core_.slots[slot];
+  const std::uint64_t bytes = record.slot.bytes;
+  if (promotion) {
+    if (promoted_bytes_ + bytes > budget_bytes_) return false;
+    promoted_bytes_ += bytes;
+    item.promoting = true;
+    item.deadline = Clock::now() + deadline_;
+  } else if (core_.request_pinned_bytes + bytes > core_.request_pin_limit_bytes) {
+    return false;
+  }
+  core_.request_pinned_bytes += bytes;
+  ++record.pins;
+  item.pinned = slot;
+  item.epoch = core_.pin_epoch.load(std::memory_order_relaxed);
+  return true;
+}
+
+void RequestImpl::drop_pin(Item& item) {
+  if (item.pinned == kNoSlot) return;
+  const std::uint64_t bytes = core_.slots[item.pinned].slot.bytes;
+  core_.request_pinned_bytes -= bytes;
+  if (item.promoting) promoted_bytes_ -= std::min(promoted_bytes_, bytes);
+  core_.unpin(item.pinned);
+  item.pinned = kNoSlot;
+  item.version = 0;
+}
+
+void RequestImpl::drop_all_pins() {
+  for (Item& item : items_) {
+    drop_pin(item);
+    item.promoting = false;
+  }
+}
+
+std::uint32_t RequestImpl::prefetch(std::span<const ChunkKey> keys) {
+  std::uint32_t length = 0;
+  for (const ChunkKey& key : keys) {
+    if (lookup(key) == Presence::kMiss) break;
+    ++length;
+  }
+  return length;
+}
+
+Tier RequestImpl::source(std::span<const std::byte> engine_key) {
+  if (engine_key.empty() || engine_key.size() > kInlineKeyBytes) return source(deriver_.derive(engine_key));
+  for (const Item& item : items_) {
+    if (matches(item, engine_key)) return item.tier;
+  }
+  return Tier::kNone;
+}
+
+Tier RequestImpl::source(const ChunkKey& key) {
+  for (const Item& item : items_) {
+    if (item.key == key) return item.tier;
+  }
+  return Tier::kNone;
+}
+
+Result<ReadLease> RequestImpl::acquire(std::span<const ChunkKey> keys, bool for_worker) {
+  ReadLease lease;
+  std::lock_guard lock(core_.mu);
+  if (core_.closed) return Status(Code::kUnavailable, "the store is closed");
+  for (const ChunkKey& key : keys) {  // all or nothing
+    const EntryId id = core_.index.find(key);
+    if (id == kNoEntry || core_.index.entry(id).host != HostState::kReady) {
+      return Status(Code::kNotFound, "chunk " + key.to_hex() + ": not in host memory (look it up again)");
+    }
+  }
+  std::size_t at = 0;
+  for (const ChunkKey& key : keys) {
+    const EntryId id = core_.index.find(key);
+    Entry& entry = core_.index.entry(id);
+    SlotRecord& record = core_.slots[entry.host_slot];
+    ++record.pins;
+    if (for_worker) ++record.loads_issued;
+    if (entry.hits != 0xFFFF) ++entry.hits;
+    core_.policy->access(id);
+    lease.slots_.push_back({record.slot.offset, record.slot.generation});
+    lease.slot_ids_.push_back(entry.host_slot);
+    // The lease takes over from this request's own pin.
+    while (at < items_.size() && items_[at].key != key) ++at;
+    if (at == items_.size()) {
+      at = 0;
+      while (at < items_.size() && items_[at].key != key) ++at;
+    }
+    Tier tier = Tier::kHost;
+    if (at < items_.size()) {
+      tier = items_[at].tier;
+      drop_pin(items_[at]);
+      items_[at].promoting = false;
+      items_[at].version = 0;
+    }
+    ++(tier == Tier::kNvme ? core_.counters.hits_nvme : core_.counters.hits_host);
+  }
+  if (!lease.slots_.empty()) lease.store_ = &core_;
+  return lease;
+}
+
+Result<ReadLease> RequestImpl::acquire_engine_keys(std::span<const std::span<const std::byte>> keys, bool for_worker) {
+  std::vector<ChunkKey> chunk_keys;
+  chunk_keys.reserve(keys.size());
+  for (const auto& key : keys) chunk_keys.push_back(deriver_.derive(key));
+  return acquire(chunk_keys, for_worker);
+}
+
+void RequestImpl::expire_if_idle(std::int64_t now_ns, std::int64_t ttl_ns) {
+  if (now_ns - last_lookup_ns_.load() < ttl_ns) return;
+  expired_.store(true);
+  if (now_ns - last_lookup_ns_.load() < ttl_ns) {
+    expired_.store(false);
+    return;
+  }
+  drop_all_pins();
+}
+
+}  // namespace lmcn

@@ -1,0 +1,72 @@
+// One engine request's lookups: memo, promotions within a budget, pins.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "store/store_core.hpp"
+
+namespace lmcn {
+
+/// Two threads touch a request: its user (lookup, acquire, end) and the keeper (expire_if_idle). The memo path takes no lock;
+/// it is safe against the keeper because the user stores last_lookup_ns_ before it reads expired_, and the keeper stores
+/// expired_ before it reads last_lookup_ns_ (both sequentially consistent): one of the two sees the other.
+class RequestImpl final : public Request {
+ public:
+  RequestImpl(StoreCore& core, const NamespaceId& ns, const RequestOptions& options);
+  ~RequestImpl() override;
+
+  Presence lookup(std::span<const std::byte> engine_key) override;
+  Presence lookup(const ChunkKey& key) override;
+  std::uint32_t prefetch(std::span<const ChunkKey> keys) override;
+  Tier source(std::span<const std::byte> engine_key) override;
+  Tier source(const ChunkKey& key) override;
+  Result<ReadLease> acquire(std::span<const ChunkKey> keys, bool for_worker) override;
+  Result<ReadLease> acquire_engine_keys(std::span<const std::span<const std::byte>> keys, bool for_worker) override;
+  void end() override;
+
+  /// mu held, keeper thread.
+  void expire_if_idle(std::int64_t now_ns, std::int64_t ttl_ns);
+
+ private:
+  static constexpr std::size_t kInlineKeyBytes = 47;
+
+  struct Item {
+    ChunkKey key;
+    std::array<std::byte, kInlineKeyBytes> engine_key{};
+    std::uint8_t engine_key_bytes = 0;  // 0: known by chunk key only
+    Presence last = Presence::kMiss;
+    Tier tier = Tier::kNone;
+    bool promoting = false;  // a promotion was started or joined for this item
+    bool refused = false;    // budget, deadline or failed read
+    SlotId pinned = kNoSlot;
+    std::uint64_t version = 0;  // of the store when `last` was found
+    std::uint64_t epoch = 0;    // pin_epoch when `pinned` was taken
+    Clock::time_point deadline;
+  };
+
+  bool matches(const Item& item, std::span<const std::byte> engine_key) const noexcept;
+  Item& locate(std::span<const std::byte> engine_key);
+  Item& locate(const ChunkKey& key);
+  void note_use();
+  Presence answer(Item& item);
+  Presence answer_slow(Item& item);
+  Presence look(Item& item);
+  bool take_pin(Item& item, SlotId slot, bool promotion);
+  void drop_pin(Item& item);
+  void drop_all_pins();
+  Presence refuse(Item& item);
+
+  StoreCore& core_;
+  KeyDeriver deriver_;
+  const std::uint64_t budget_bytes_;
+  const std::chrono::milliseconds deadline_;
+  std::vector<Item> items_;
+  std::size_t cursor_ = 0;  // where a scan in order will look next
+  std::uint64_t promoted_bytes_ = 0;
+  bool ended_ = false;
+  std::atomic<std::int64_t> last_lookup_ns_;
+  std::atomic<bool> expired_{false};
+};
+
+}  // namespace lmcn

@@ -1,0 +1,45 @@
+#include "store/store_core.hpp"
+
+namespace lmcn {
+
+bool StoreCore::nvme_ready() const noexcept {
+  return log != nullptr && !log->quarantined();
+}
+
+std::string StoreCore::nvme_warning() const {
+  if (!open_warning.empty()) return open_warning;
+  if (log && log->quarantined()) return "NVMe quarantined: " + log->quarantine_reason();
+  return {};
+}
+
+StoreStats StoreCore::stats() const {
+  const ArenaStats arena_stats = arena->stats();
+  const nvme::LogStats log_stats = log ? log->stats() : nvme::LogStats{};
+  std::lock_guard lock(mu);
+  StoreStats s = counters;
+  const SlotAllocator::Stats used = allocator->stats();
+  s.host_limit_bytes = arena->bytes();
+  s.host_used_bytes = used.used_bytes;
+  s.host_slots = used.used_slots;
+  for (const SlotRecord& record : slots) s.host_pinned_slots += record.in_use && record.pins != 0 ? 1 : 0;
+  s.host_quarantined_slots = quarantine.size();
+  s.arena_populated_bytes = arena_stats.populated_bytes;
+  s.arena_huge_bytes = arena_stats.huge_bytes;
+  s.index_entries = index.size();
+  s.index_memory_bytes = index.memory_bytes();
+  s.nvme_limit_bytes = log_stats.limit_bytes;
+  s.nvme_allocated_bytes = log_stats.allocated_bytes;
+  s.nvme_live_bytes = log_stats.live_record_bytes;
+  s.nvme_quarantined = log_stats.quarantined ? 1 : 0;
+  s.nvme_dirty_bytes = dirty_bytes;
+  s.promotions_in_flight = promotions_in_flight;
+  s.requests = requests.size();
+  s.attached_ranks = rendezvous ? rendezvous->attached_ranks() : 0;
+  s.corrupt_records = log_stats.corrupt_reads;
+  s.read_errors = log_stats.read_errors;
+  s.write_errors += log_stats.write_errors;
+  s.lookups = lookups.load(std::memory_order_relaxed);
+  return s;
+}
+
+}  // namespace lmcn

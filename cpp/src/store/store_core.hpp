@@ -1,0 +1,186 @@
+// TieredStore's state and its parts. One lock (mu) covers index, slots, policy and queues; it is never held across I/O, system
+// calls or checksums. Three threads: the keeper (writes behind, reclaims, checkpoints: the log's single writer), the promoter
+// (hands reads to the I/O engine, so that no scheduler thread does) and the engine's completion thread.
+//
+// Invariants of slots (SlotRecord)
+//  S1  A place is released only when no pin holds it and no worker job on it can still be under way: every rank's word carries
+//      the generation (fills) and counts every scatter handed out (loads). Until then it is quarantined, whoever forgot it.
+//  S2  entry == kNoEntry means that no key leads to the slot any more ("orphan"): it is freed as soon as S1 allows.
+//  S3  Only a slot whose ranks all said ok for its generation, or whose record was verified, becomes HostState::kReady.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "attach/rendezvous.hpp"
+#include "index/chunk_index.hpp"
+#include "index/eviction_policy.hpp"
+#include "io/io_engine.hpp"
+#include "lmcn/store.hpp"
+#include "memory/host_arena.hpp"
+#include "memory/slot_allocator.hpp"
+#include "memory/slot_image.hpp"
+#include "nvme/region_log.hpp"
+
+namespace lmcn {
+
+using SlotId = std::uint32_t;
+inline constexpr SlotId kNoSlot = 0xFFFFFFFFu;
+
+using Clock = std::chrono::steady_clock;
+
+struct SlotRecord {
+  Slot slot;
+  EntryId entry = kNoEntry;
+  std::uint32_t pins = 0;           // leases, requests, I/O
+  std::uint32_t loads_issued = 0;   // scatters handed to the workers, of each rank
+  std::uint32_t loads_settled = 0;  // of those, known to have ended on every rank
+  bool in_use = false;
+  bool worker_fill = false;  // handed to workers to fill, outcome not yet seen
+  bool quarantined = false;  // waits for worker words; listed in StoreCore::quarantine
+};
+
+inline constexpr std::uint8_t kDirty = 1;    // Entry::flags: queued for NVMe
+inline constexpr std::uint8_t kWriting = 2;  // Entry::flags: append under way
+
+class RequestImpl;
+
+struct StoreCore final : public TieredStore, private nvme::LogClient {
+  explicit StoreCore(const StoreOptions& o) : options(o) {}
+  ~StoreCore() override;
+
+  // --- open.cpp
+  Status start();
+  Status open_nvme();
+  Status serve(const std::string& engine_id, std::uint64_t rank_bytes) override;
+  Status close(std::chrono::milliseconds deadline) override;
+  void on_rank_gone(std::uint32_t rank);
+
+  // --- tiered_store.cpp
+  PrefixHit lookup(std::span<const ChunkKey> keys) const override;
+  Result<WriteLease> reserve(const NamespaceId& ns, std::span<const ChunkKey> keys, std::uint64_t payload_bytes,
+                             bool for_worker) override;
+  std::unique_ptr<Request> begin_request(const NamespaceId& ns, const RequestOptions& request_options) override;
+  Result<ReadLease> acquire(const NamespaceId& ns, std::span<const ChunkKey> keys, std::chrono::milliseconds deadline) override;
+  void touch(std::span<const ChunkKey> keys) override;
+  bool erase(const ChunkKey& key) override;
+  void clear() override;
+  std::uint32_t end_write(WriteLease& lease, bool publish);
+  void end_read(ReadLease& lease);
+
+  // --- slots.cpp (mu held)
+  std::byte* image(SlotId id) { return arena->base() + slots[id].slot.offset; }
+  bool busy(SlotRecord& record) const;
+  SlotId allocate_slot(std::uint64_t bytes, EntryId entry);
+  bool evict_one(std::uint64_t bytes);
+  void drop_host_copy(EntryId id);  // the entry lets go of its slot (freed or orphaned); entry may be erased
+  void drop_extent(EntryId id);     // the entry lets go of its record; entry may be erased
+  void erase_if_nowhere(EntryId id);
+  void unpin(SlotId id);
+  void free_or_quarantine(SlotId id);  // REQUIRES: orphan
+  void sweep_quarantine();
+  void changed() { version.fetch_add(1, std::memory_order_release); }
+
+  // --- promote.cpp
+  struct Promotion {
+    SlotId slot = kNoSlot;
+    std::uint64_t offset = 0;
+    std::uint32_t generation = 0;
+    Extent extent;
+    ChunkKey key;
+    NamespaceId ns;
+  };
+  /// mu held. Slot allocated, entry kPromoting, queued; kNoSlot when nothing can be evicted.
+  SlotId start_promotion(EntryId id, const NamespaceId& ns);
+  void promoter_loop(std::stop_token stop);
+  void finish_promotion(const Promotion& promotion, const Status& status);
+
+  // --- keeper.cpp
+  struct DirtyItem {
+    SlotId slot;
+    std::uint32_t generation;
+  };
+  void mark_dirty(EntryId id);  // mu held
+  void keeper_loop(std::stop_token stop);
+  void tick(std::unique_lock<std::mutex>& lock);
+  void clear_log(std::unique_lock<std::mutex>& lock);
+  bool demote_next(std::unique_lock<std::mutex>& lock);
+  bool put_back(std::unique_lock<std::mutex>& lock, const DirtyItem& item, EntryId id, std::uint64_t epoch, const Status& why);
+  void finish_demotion(SlotId slot, EntryId id, std::uint64_t epoch, const Status& status, Extent extent);
+  void on_reclaim(std::uint32_t region, std::span<const std::uint32_t> cookies) override;
+  Status flush(std::chrono::milliseconds deadline) override;
+  Status write_checkpoint();
+  void expire_requests();
+  void register_arena();
+
+  // --- stats.cpp
+  int event_fd() const noexcept override { return completion_event; }
+  std::byte* arena_base() noexcept override { return arena->base(); }
+  std::uint64_t arena_bytes() const noexcept override { return arena->bytes(); }
+  bool nvme_ready() const noexcept override;
+  std::string nvme_warning() const override;
+  std::string io_engine_note() const override { return engine_note; }
+  StoreStats stats() const override;
+
+  const StoreOptions options;
+  /// Set before start() by tests, to put a fault-injecting engine between log and device.
+  std::function<std::unique_ptr<io::IoEngine>(std::unique_ptr<io::IoEngine>)> wrap_engine;
+  std::uint64_t promotion_budget_bytes = 0;  // default per request
+  std::uint64_t request_pin_limit_bytes = 0;
+
+  // Destroyed in reverse order: threads first, then the log (its I/O writes into the arena), engine, rendezvous, arena.
+  std::unique_ptr<HostArena> arena;
+  std::unique_ptr<RendezvousOwner> rendezvous;
+  std::unique_ptr<io::IoEngine> engine;
+  std::unique_ptr<nvme::RegionLog> log;
+  std::string engine_note;
+  std::string open_warning;
+  int completion_event = -1;
+
+  mutable std::mutex mu;
+  std::unique_ptr<SlotAllocator> allocator;
+  ChunkIndex index;
+  std::unique_ptr<EvictionPolicy> policy;
+  std::deque<SlotRecord> slots;  // deque: references stay valid
+  std::vector<SlotId> free_slot_ids;
+  std::vector<SlotId> quarantine;
+  std::vector<RequestImpl*> requests;
+  std::uint64_t request_pinned_bytes = 0;
+
+  std::deque<Promotion> promote_queue;
+  std::uint64_t promotions_in_flight = 0;
+  std::condition_variable promote_cv;   // work for the promoter
+  std::condition_variable promoted_cv;  // a promotion ended
+
+  std::deque<DirtyItem> dirty_queue;
+  std::uint64_t dirty_bytes = 0;  // queued and under way
+  std::uint64_t demotions_in_flight = 0;
+  bool clear_pending = false;
+  bool log_changed = false;              // since the last checkpoint
+  std::uint64_t checkpoints_wanted = 0;  // tickets of flush()
+  std::uint64_t checkpoints_written = 0;
+  bool arena_registered = false;  // keeper only
+  Clock::time_point log_full_since{};    // keeper only
+  std::condition_variable keeper_cv;
+  std::condition_variable flushed_cv;
+
+  /// Grows with every change that a lookup could see: a memo of an older version is checked again.
+  std::atomic<std::uint64_t> version{1};
+  std::atomic<std::uint64_t> pin_epoch{0};  // raised by clear() and erase(): even pinned slots may have lost their key
+  std::uint64_t clear_epoch = 0;            // mu held
+  mutable std::atomic<std::uint64_t> lookups{0};
+  mutable StoreStats counters;  // mu held
+
+  bool closed = false;
+  std::jthread promoter;
+  std::jthread keeper;
+};
+
+}  // namespace lmcn

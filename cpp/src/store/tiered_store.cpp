@@ -1,0 +1,170 @@
+#include <algorithm>
+
+#include "store/request.hpp"
+#include "store/store_core.hpp"
+
+namespace lmcn {
+
+PrefixHit StoreCore::lookup(std::span<const ChunkKey> keys) const {
+  constexpr std::size_t kAhead = 8;
+  PrefixHit hit;
+  std::lock_guard lock(mu);
+  const bool nvme = nvme_ready();
+  for (std::size_t i = 0; i < std::min(kAhead, keys.size()); ++i) index.prefetch(keys[i]);
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    if (i + kAhead < keys.size()) index.prefetch(keys[i + kAhead]);
+    const EntryId id = index.find(keys[i]);
+    if (id == kNoEntry) break;
+    const Entry& entry = index.entry(id);
+    if (entry.host == HostState::kReady) {
+      ++hit.host;
+    } else if (nvme && entry.extent.valid()) {
+      ++hit.nvme;
+    } else {
+      break;
+    }
+    ++hit.hit;
+  }
+  lookups.fetch_add(hit.hit + (hit.hit < keys.size() ? 1 : 0), std::memory_order_relaxed);
+  return hit;
+}
+
+Result<WriteLease> StoreCore::reserve(const NamespaceId& ns, std::span<const ChunkKey> keys, std::uint64_t payload_bytes,
+                                      bool for_worker) {
+  if (payload_bytes == 0 || payload_bytes > options.max_payload_bytes || payload_bytes % options.rank_count != 0) {
+    return Status(Code::kInvalidArgument,
+                  "payload_bytes=" + std::to_string(payload_bytes) + ": must be 1.." + std::to_string(options.max_payload_bytes) +
+                      " (max_payload_bytes of the store) and a multiple of rank_count=" + std::to_string(options.rank_count));
+  }
+  WriteLease lease;
+  lease.payload_bytes_ = payload_bytes;
+  bool full = false;
+  {
+    std::lock_guard lock(mu);
+    if (closed) return Status(Code::kUnavailable, "the store is closed");
+    for (std::uint32_t i = 0; i < keys.size(); ++i) {
+      const EntryId present = index.find(keys[i]);
+      if (present != kNoEntry && index.entry(present).host != HostState::kNone) {
+        if (index.entry(present).host == HostState::kReady) policy->access(present);
+        continue;
+      }
+      // Allocation may evict and so erase entries: the id is taken afterwards.
+      const SlotId slot = allocate_slot(image_bytes(payload_bytes), kNoEntry);
+      if (slot == kNoSlot) {
+        full = true;
+        break;
+      }
+      const EntryId id = index.insert(keys[i]);
+      SlotRecord& record = slots[slot];
+      record.entry = id;
+      record.pins = 1;
+      Entry& entry = index.entry(id);
+      entry.host = HostState::kFilling;
+      entry.host_slot = slot;
+      entry.flags = 0;
+      lease.positions_.push_back(i);
+      lease.slots_.push_back({record.slot.offset, record.slot.generation});
+      lease.slot_ids_.push_back(slot);
+    }
+    counters.reserved_chunks += lease.slots_.size();
+    if (full) ++counters.reserve_failures;
+    if (!lease.slots_.empty()) changed();
+  }
+  if (full && lease.slots_.empty()) {
+    return Status(Code::kResourceExhausted, "host arena of " + std::to_string(options.host_bytes) +
+                                                " bytes: no slot can be evicted for a chunk of " + std::to_string(payload_bytes) +
+                                                " bytes (all are leased or being filled)");
+  }
+  // Outside the lock: the first touch of a page may fault. The lease's pin keeps the slots ours.
+  for (std::size_t i = 0; i < lease.slots_.size(); ++i) {
+    begin_slot(arena->base() + lease.slots_[i].offset, keys[lease.positions_[i]], ns, payload_bytes, options.rank_count,
+               lease.slots_[i].generation);
+  }
+  if (for_worker && !lease.slots_.empty()) {
+    std::lock_guard lock(mu);
+    for (const SlotId id : lease.slot_ids_) slots[id].worker_fill = true;
+  }
+  if (!lease.slots_.empty()) lease.store_ = this;
+  return lease;
+}
+
+std::unique_ptr<Request> StoreCore::begin_request(const NamespaceId& ns, const RequestOptions& request_options) {
+  return std::make_unique<RequestImpl>(*this, ns, request_options);
+}
+
+Result<ReadLease> StoreCore::acquire(const NamespaceId& ns, std::span<const ChunkKey> keys, std::chrono::milliseconds deadline) {
+  if (keys.empty()) return ReadLease();
+  const Clock::time_point until = Clock::now() + deadline;
+  RequestImpl request(*this, ns, RequestOptions{.promotion_budget_bytes = options.host_bytes, .promotion_deadline = deadline});
+  std::uint32_t ready = 0;
+  for (;;) {
+    const std::uint64_t seen = version.load(std::memory_order_acquire);
+    ready = 0;
+    bool waiting = false;
+    for (const ChunkKey& key : keys) {
+      const Presence presence = request.lookup(key);
+      if (presence == Presence::kMiss) break;
+      if (presence != Presence::kHit) waiting = true;
+      if (!waiting) ++ready;
+    }
+    if (!waiting) break;
+    std::unique_lock lock(mu);
+    if (!promoted_cv.wait_until(lock, until, [&] { return version.load(std::memory_order_acquire) != seen; })) break;
+  }
+  if (ready == 0) return Status(Code::kNotFound, "chunk " + keys[0].to_hex() + ": in no tier, or not readable before the deadline");
+  return request.acquire(keys.first(ready), false);
+}
+
+void StoreCore::touch(std::span<const ChunkKey> keys) {
+  std::lock_guard lock(mu);
+  for (const ChunkKey& key : keys) {
+    const EntryId id = index.find(key);
+    if (id != kNoEntry && index.entry(id).host == HostState::kReady) policy->access(id);
+  }
+}
+
+bool StoreCore::erase(const ChunkKey& key) {
+  std::lock_guard lock(mu);
+  const EntryId id = index.find(key);
+  if (id == kNoEntry) return false;
+  // The slot first: dropping the last place of an entry erases it.
+  Entry& entry = index.entry(id);
+  const Extent extent = entry.extent;
+  if (extent.valid()) {
+    log->forget(extent);
+    entry.extent = Extent{};
+    log_changed = true;
+  }
+  if (entry.host_slot != kNoSlot) {
+    drop_host_copy(id);
+  } else {
+    erase_if_nowhere(id);
+  }
+  pin_epoch.fetch_add(1, std::memory_order_acq_rel);
+  changed();
+  return true;
+}
+
+void StoreCore::clear() {
+  {
+    std::lock_guard lock(mu);
+    ++clear_epoch;
+    pin_epoch.fetch_add(1, std::memory_order_acq_rel);
+    index.clear();
+    policy = make_eviction_policy(options.cache_policy).value();  // the name was good at open()
+    dirty_queue.clear();
+    dirty_bytes = 0;
+    for (SlotId id = 0; id < slots.size(); ++id) {
+      if (!slots[id].in_use || slots[id].entry == kNoEntry) continue;
+      slots[id].entry = kNoEntry;
+      free_or_quarantine(id);
+    }
+    ++counters.cleared;
+    clear_pending = log != nullptr;
+    changed();
+  }
+  keeper_cv.notify_one();
+  promoted_cv.notify_all();
+}
+
+}  // namespace lmcn

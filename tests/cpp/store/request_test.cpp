@@ -1,0 +1,179 @@
+// One engine request: promotions, budgets, deadlines, pins and the memo.
+#include "store/store_fixture.hpp"
+
+namespace lmcn {
+namespace {
+
+class RequestTest : public StoreTest {
+ protected:
+  /// Chunks [0, n) on NVMe only, reads under the test's control.
+  void on_nvme(int n) {
+    wrap_engine = [this](std::unique_ptr<io::IoEngine> inner) {
+      auto wrapped = std::make_unique<io::FaultyEngine>(std::move(inner));
+      faulty = wrapped.get();
+      return wrapped;
+    };
+    with_nvme();
+    open();
+    put_all(0, n);
+    reopen();
+  }
+  std::span<const std::byte> engine_key(const int& i) { return std::as_bytes(std::span(&i, 1)); }
+
+  io::FaultyEngine* faulty = nullptr;
+};
+
+TEST_F(RequestTest, RetryThenHitFromNvme) {
+  on_nvme(4);
+  auto request = store->begin_request(ns, {});
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(request->lookup(engine_key(i)), Presence::kRetry);
+  const int absent = 4;
+  EXPECT_EQ(request->lookup(engine_key(absent)), Presence::kMiss);
+  wait_for_promotions();
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_EQ(request->lookup(engine_key(i)), Presence::kHit);
+    EXPECT_EQ(request->source(engine_key(i)), Tier::kNvme);
+  }
+  auto lease = request->acquire(keys(0, 4), false);
+  ASSERT_TRUE(lease.ok());
+  for (int i = 0; i < 4; ++i) EXPECT_TRUE(holds(lease->payload(static_cast<std::size_t>(i)), i));
+  EXPECT_EQ(store->stats().hits_nvme, 4u);
+}
+
+TEST_F(RequestTest, AHitIsPinnedUntilTheRequestEnds) {
+  open();
+  put_all(0, 2);
+  auto request = store->begin_request(ns, {});
+  EXPECT_EQ(request->lookup(key(0)), Presence::kHit);
+  evict_all(1000);
+  EXPECT_TRUE(in_host(0));
+  EXPECT_FALSE(in_host(1));
+  request->end();
+  evict_all(5000);
+  EXPECT_FALSE(in_host(0));
+}
+
+TEST_F(RequestTest, APromotedChunkIsPinnedBeforeItIsLookedUpAgain) {
+  on_nvme(1);
+  auto request = store->begin_request(ns, {});
+  EXPECT_EQ(request->lookup(key(0)), Presence::kRetry);
+  wait_for_promotions();
+  evict_all(1000);
+  EXPECT_EQ(request->lookup(key(0)), Presence::kHit);
+}
+
+TEST_F(RequestTest, TwoRequestsShareOnePromotion) {
+  on_nvme(1);
+  auto first = store->begin_request(ns, {});
+  auto second = store->begin_request(ns, {});
+  EXPECT_EQ(first->lookup(key(0)), Presence::kRetry);
+  EXPECT_NE(second->lookup(key(0)), Presence::kMiss);
+  wait_for_promotions();
+  EXPECT_EQ(first->lookup(key(0)), Presence::kHit);
+  EXPECT_EQ(second->lookup(key(0)), Presence::kHit);
+  EXPECT_EQ(store->stats().promoted_chunks, 1u);
+}
+
+TEST_F(RequestTest, BeyondTheBudgetIsAMiss) {
+  on_nvme(6);
+  auto request = store->begin_request(ns, {.promotion_budget_bytes = 3 * (kPayload + kPageBytes)});
+  for (int i = 0; i < 6; ++i) EXPECT_EQ(request->lookup(key(i)), i < 3 ? Presence::kRetry : Presence::kMiss) << i;
+  wait_for_promotions();
+  for (int i = 0; i < 6; ++i) EXPECT_EQ(request->lookup(key(i)), i < 3 ? Presence::kHit : Presence::kMiss) << i;
+}
+
+TEST_F(RequestTest, PastTheDeadlineIsAMissAndTheEngineGoesOn) {
+  on_nvme(2);
+  const auto gate = faulty->add(io::Fault::hold().on(io::Op::kRead));
+  auto request = store->begin_request(ns, {.promotion_deadline = 1ms});
+  EXPECT_EQ(request->lookup(key(0)), Presence::kRetry);
+  while (request->lookup(key(0)) == Presence::kRetry) {  // bounded by the deadline, not by the device
+  }
+  EXPECT_EQ(request->lookup(key(0)), Presence::kMiss);
+  EXPECT_EQ(store->stats().promotion_timeouts, 1u);
+  EXPECT_TRUE(put(100));
+  faulty->remove(gate);
+  faulty->release();
+  wait_for_promotions();
+  auto later = store->begin_request(ns, {});
+  EXPECT_EQ(later->lookup(key(0)), Presence::kHit);  // it did arrive, for others
+}
+
+TEST_F(RequestTest, AFlippedBitOnNvmeIsAMissAndCounted) {
+  on_nvme(2);
+  faulty->add(io::Fault::flip_bit(5000).on(io::Op::kRead));
+  EXPECT_EQ(get(0), "miss");
+  EXPECT_EQ(store->stats().corrupt_records, 1u);
+  faulty->clear();
+  EXPECT_EQ(get(1), "hit");
+  EXPECT_EQ(get(0), "miss");  // forgotten, not asked again
+}
+
+TEST_F(RequestTest, AFailedReadIsAMissAndCounted) {
+  on_nvme(1);
+  faulty->add(io::Fault::fail_with(EIO).on(io::Op::kRead));
+  EXPECT_EQ(get(0), "miss");
+  EXPECT_EQ(store->stats().promotion_failures, 1u);
+}
+
+TEST_F(RequestTest, AChunkBeingStoredIsPending) {
+  open();
+  auto lease = store->reserve(ns, keys(0, 1), kPayload, false);
+  auto request = store->begin_request(ns, {});
+  EXPECT_EQ(request->lookup(key(0)), Presence::kPending);
+  fill(lease->payload(0), kPayload, 0);
+  lease->mark_filled(0);
+  lease->commit();
+  EXPECT_EQ(request->lookup(key(0)), Presence::kHit);
+}
+
+TEST_F(RequestTest, TheMemoSeesEveryChange) {
+  open();
+  put_all(0, 3);
+  auto request = store->begin_request(ns, {});
+  for (int round = 0; round < 3; ++round) {
+    for (int i = 0; i < 3; ++i) EXPECT_EQ(request->lookup(engine_key(i)), Presence::kHit);
+  }
+  const int next = 3;
+  EXPECT_EQ(request->lookup(engine_key(next)), Presence::kMiss);
+  put_all(3, 4);
+  EXPECT_EQ(request->lookup(engine_key(next)), Presence::kHit);
+  store->erase(key(1));
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(request->lookup(engine_key(i)), i == 1 ? Presence::kMiss : Presence::kHit) << i;
+  store->clear();
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(request->lookup(engine_key(i)), Presence::kMiss) << i;
+  put_all(0, 1);
+  const int first = 0;
+  EXPECT_EQ(request->lookup(engine_key(first)), Presence::kHit);
+}
+
+TEST_F(RequestTest, ScansMayStartAnywhere) {
+  open();
+  put_all(0, 8);
+  auto request = store->begin_request(ns, {});
+  for (const int start : {0, 3, 0, 7, 2, 5}) {
+    for (int i = start; i < 10; ++i) EXPECT_EQ(request->lookup(engine_key(i)), i < 8 ? Presence::kHit : Presence::kMiss) << i;
+  }
+}
+
+TEST_F(RequestTest, AnIdleRequestLosesItsPins) {
+  options.request_ttl = 1ms;
+  open();
+  put_all(0, 1);
+  auto request = store->begin_request(ns, {});
+  EXPECT_EQ(request->lookup(key(0)), Presence::kHit);
+  for (int tries = 0; tries < 10'000 && in_host(0); ++tries) evict_all(1000 + tries * 200);
+  EXPECT_FALSE(in_host(0));
+  EXPECT_EQ(request->lookup(key(0)), Presence::kMiss);
+}
+
+TEST_F(RequestTest, AcquireIsAllOrNothing) {
+  open();
+  put_all(0, 2);
+  auto request = store->begin_request(ns, {});
+  EXPECT_EQ(request->acquire(keys(0, 3), false).status().code(), Code::kNotFound);
+  EXPECT_EQ(store->stats().host_pinned_slots, 0u);
+}
+
+}  // namespace
+}  // namespace lmcn
