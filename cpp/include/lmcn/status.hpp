@@ -53,15 +53,24 @@ class [[nodiscard]] Status {
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}                           // NOLINT(google-explicit-constructor)
+  Result(T value) : value_(std::move(value)) {}                                  // NOLINT(google-explicit-constructor)
   Result(Status status) : status_(std::move(status)) { assert(!status_.ok()); }  // NOLINT(google-explicit-constructor)
 
   bool ok() const noexcept { return value_.has_value(); }
   const Status& status() const noexcept { return status_; }
   /// REQUIRES: ok()
-  T& value() & { assert(ok()); return *value_; }
-  const T& value() const& { assert(ok()); return *value_; }
-  T&& value() && { assert(ok()); return std::move(*value_); }
+  T& value() & {
+    assert(ok());
+    return *value_;
+  }
+  const T& value() const& {
+    assert(ok());
+    return *value_;
+  }
+  T&& value() && {
+    assert(ok());
+    return std::move(*value_);
+  }
   T& operator*() & { return value(); }
   const T& operator*() const& { return value(); }
   T* operator->() { return &value(); }
@@ -75,8 +84,8 @@ class [[nodiscard]] Result {
 #define LMCN_CONCAT_INNER_(a, b) a##b
 #define LMCN_CONCAT_(a, b) LMCN_CONCAT_INNER_(a, b)
 /// Returns from the enclosing function when `expr` (a Status) is not ok.
-#define LMCN_RETURN_IF_ERROR(expr)                          \
-  do {                                                      \
+#define LMCN_RETURN_IF_ERROR(expr)                                      \
+  do {                                                                  \
     if (::lmcn::Status lmcn_s_ = (expr); !lmcn_s_.ok()) return lmcn_s_; \
   } while (false)
 

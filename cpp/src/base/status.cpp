@@ -23,19 +23,32 @@ std::string hex(const std::array<std::uint8_t, 32>& bytes) {
 
 const char* code_name(Code code) noexcept {
   switch (code) {
-    case Code::kOk: return "ok";
-    case Code::kInvalidArgument: return "invalid_argument";
-    case Code::kNotFound: return "not_found";
-    case Code::kResourceExhausted: return "resource_exhausted";
-    case Code::kUnavailable: return "unavailable";
-    case Code::kDeadlineExceeded: return "deadline_exceeded";
-    case Code::kCorruption: return "corruption";
-    case Code::kIoError: return "io_error";
-    case Code::kFormatVersion: return "format_version";
-    case Code::kLocked: return "locked";
-    case Code::kAborted: return "aborted";
-    case Code::kUnsupported: return "unsupported";
-    case Code::kInternal: return "internal";
+    case Code::kOk:
+      return "ok";
+    case Code::kInvalidArgument:
+      return "invalid_argument";
+    case Code::kNotFound:
+      return "not_found";
+    case Code::kResourceExhausted:
+      return "resource_exhausted";
+    case Code::kUnavailable:
+      return "unavailable";
+    case Code::kDeadlineExceeded:
+      return "deadline_exceeded";
+    case Code::kCorruption:
+      return "corruption";
+    case Code::kIoError:
+      return "io_error";
+    case Code::kFormatVersion:
+      return "format_version";
+    case Code::kLocked:
+      return "locked";
+    case Code::kAborted:
+      return "aborted";
+    case Code::kUnsupported:
+      return "unsupported";
+    case Code::kInternal:
+      return "internal";
   }
   return "unknown";
 }
@@ -49,7 +62,11 @@ std::string Status::to_string() const {
   return ok() ? std::string("ok") : std::string(code_name(code_)) + ": " + message_;
 }
 
-std::string ChunkKey::to_hex() const { return hex(bytes); }
-std::string NamespaceId::to_hex() const { return hex(bytes); }
+std::string ChunkKey::to_hex() const {
+  return hex(bytes);
+}
+std::string NamespaceId::to_hex() const {
+  return hex(bytes);
+}
 
 }  // namespace lmcn

@@ -33,9 +33,9 @@ struct Entry {
   ChunkKey key;
   std::uint32_t host_slot = 0xFFFFFFFFu;  // index into the store's slot table
   Extent extent;
-  std::uint16_t hits = 0;         // saturating, since written to NVMe
+  std::uint16_t hits = 0;  // saturating, since written to NVMe
   HostState host = HostState::kNone;
-  std::uint8_t flags = 0;         // kDirty...: store's
+  std::uint8_t flags = 0;  // kDirty...: store's
 };
 static_assert(sizeof(Entry) <= 64);
 
@@ -45,10 +45,10 @@ class ChunkIndex {
  public:
   ChunkIndex();
   ~ChunkIndex();
-  EntryId find(const ChunkKey& key) const noexcept;          // kNoEntry: absent
-  EntryId insert(const ChunkKey& key);                        // existing id if present
-  void erase(EntryId id);                                     // REQUIRES: live
-  Entry& entry(EntryId id) noexcept;                          // REQUIRES: live
+  EntryId find(const ChunkKey& key) const noexcept;  // kNoEntry: absent
+  EntryId insert(const ChunkKey& key);               // existing id if present
+  void erase(EntryId id);                            // REQUIRES: live
+  Entry& entry(EntryId id) noexcept;                 // REQUIRES: live
   const Entry& entry(EntryId id) const noexcept;
   bool live(EntryId id) const noexcept;
   std::uint64_t size() const noexcept;

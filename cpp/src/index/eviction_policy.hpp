@@ -18,17 +18,19 @@ inline constexpr EntryId kNoEntry = 0xFFFFFFFFu;
 class EvictionPolicy {
  public:
   virtual ~EvictionPolicy() = default;
-  virtual void insert(EntryId id) = 0;   // became resident. REQUIRES: not resident
-  virtual void access(EntryId id) = 0;   // was hit. REQUIRES: resident
-  virtual void remove(EntryId id) = 0;   // evicted or dropped. REQUIRES: resident
+  virtual void insert(EntryId id) = 0;  // became resident. REQUIRES: not resident
+  virtual void access(EntryId id) = 0;  // was hit. REQUIRES: resident
+  virtual void remove(EntryId id) = 0;  // evicted or dropped. REQUIRES: resident
   /// First entry in eviction order for which `may_evict` holds (pinned and busy ones are passed over), or nullopt.
-  /// Does not remove it. Looks at `max_scan` entries at most, so that a fully pinned cache costs bounded time.
+  /// Does not remove it; `may_evict` does not change the policy. Looks at `max_scan` entries at most, so that a fully pinned cache
+  /// costs bounded time.
   virtual std::optional<EntryId> victim(const std::function<bool(EntryId)>& may_evict, std::uint32_t max_scan) = 0;
   virtual std::uint64_t size() const = 0;
+  virtual std::uint64_t memory_bytes() const = 0;
   virtual std::string_view name() const = 0;
 };
 
-/// "lru" (others come with a later release): kInvalidArgument names what exists.
+/// "LRU" in any case (others come with a later release): kInvalidArgument names what exists.
 Result<std::unique_ptr<EvictionPolicy>> make_eviction_policy(std::string_view name);
 
 }  // namespace lmcn
