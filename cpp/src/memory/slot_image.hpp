@@ -24,6 +24,8 @@ inline constexpr std::uint64_t kPageBytes = 4096;
 inline constexpr std::uint32_t kMaxRanks = 64;
 inline constexpr std::uint32_t kMinSegmentBytes = 64 * 1024;
 inline constexpr std::uint32_t kMaxSegments = 368;
+inline constexpr std::uint32_t kMaxSegmentBytes = 1u << 31;
+inline constexpr std::uint64_t kMaxPayloadBytes = std::uint64_t{kMaxSegments} * kMaxSegmentBytes;
 
 enum class RankState : std::uint32_t { kEmpty = 0, kOk = 1, kFailed = 2 };
 
@@ -42,14 +44,14 @@ struct SlotHeader {
   std::uint32_t header_bytes;  // 4096
   ChunkKey key;
   NamespaceId ns;
-  std::uint64_t payload_bytes;    // exact; >= 1; a multiple of rank_count
-  std::uint32_t segment_bytes;    // 64 KiB, or the next power of two for which the table fits
+  std::uint64_t payload_bytes;  // exact; >= 1; a multiple of rank_count
+  std::uint32_t segment_bytes;  // 64 KiB, or the next power of two for which the table fits
   std::uint32_t segment_count;
-  std::uint32_t generation;       // slot generation when it was filled
+  std::uint32_t generation;  // slot generation when it was filled
   std::uint32_t rank_count;
-  std::uint64_t region_sequence;  // NVMe: sequence of the region it was appended to; 0 in host memory
-  std::uint64_t record_sequence;  // NVMe: position in the log's order of appends; 0 in host memory
-  std::uint64_t root;             // XXH3-64 of bytes [0, offsetof(root)) and [offsetof(segment), offsetof(rank))
+  std::uint64_t region_sequence;        // NVMe: sequence of the region it was appended to; 0 in host memory
+  std::uint64_t record_sequence;        // NVMe: position in the log's order of appends; 0 in host memory
+  std::uint64_t root;                   // XXH3-64 of bytes [0, offsetof(root)) and [offsetof(segment), offsetof(rank))
   std::uint64_t segment[kMaxSegments];  // XXH3-64 of each payload segment; unused entries 0
   RankWord rank[kMaxRanks];
 };
@@ -59,8 +61,12 @@ static_assert(offsetof(SlotHeader, segment_bytes) == 88 && offsetof(SlotHeader, 
 static_assert(offsetof(SlotHeader, region_sequence) == 104 && offsetof(SlotHeader, root) == 120);
 static_assert(offsetof(SlotHeader, segment) == 128 && offsetof(SlotHeader, rank) == 3072);
 
-inline SlotHeader* slot_header(std::byte* image) noexcept { return reinterpret_cast<SlotHeader*>(image); }
-inline const SlotHeader* slot_header(const std::byte* image) noexcept { return reinterpret_cast<const SlotHeader*>(image); }
+inline SlotHeader* slot_header(std::byte* image) noexcept {
+  return reinterpret_cast<SlotHeader*>(image);
+}
+inline const SlotHeader* slot_header(const std::byte* image) noexcept {
+  return reinterpret_cast<const SlotHeader*>(image);
+}
 
 inline constexpr std::uint64_t image_bytes(std::uint64_t payload_bytes) noexcept {
   return kPageBytes + (payload_bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
@@ -69,14 +75,18 @@ inline constexpr std::uint64_t image_bytes(std::uint64_t payload_bytes) noexcept
 /// Segment size for a payload: 64 KiB doubled until payload/segment <= kMaxSegments.
 std::uint32_t segment_bytes_for(std::uint64_t payload_bytes) noexcept;
 
-/// Starts a slot: header fields, rank words reset to kEmpty with generation-1 (so that no stale word can match).
+/// Starts a slot: header fields, rank words reset to kEmpty with generation-1 (so that no stale word can match). The payload is
+/// not touched. REQUIRES: 1 <= payload_bytes <= kMaxPayloadBytes, 1 <= rank_count <= kMaxRanks, rank_count divides payload_bytes.
 void begin_slot(std::byte* image, const ChunkKey& key, const NamespaceId& ns, std::uint64_t payload_bytes, std::uint32_t rank_count,
                 std::uint32_t generation) noexcept;
 
-/// Fills the checksum table and region/record sequence, then the root. Payload must be at rest.
+/// Fills the checksum table and region/record sequence, then the root; zeroes the padding between the payload and the next 4 KiB
+/// boundary (here and not in begin_slot, so that what is written out never holds bytes of the slot's earlier life). The payload is
+/// not changed. Payload must be at rest. REQUIRES: a header from begin_slot() or one that passed check_header().
 void seal_slot(std::byte* image, std::uint64_t region_sequence, std::uint64_t record_sequence) noexcept;
 
-/// Header alone: magic, format, lengths within `image_bytes`, segment geometry, root checksum. kCorruption or kFormatVersion.
+/// Header alone: magic, format, lengths within `image_bytes`, segment geometry, root checksum. kCorruption (names the field) or
+/// kFormatVersion.
 Status check_header(const std::byte* image, std::uint64_t image_bytes) noexcept;
 /// check_header, then key, namespace and every payload segment. "Verify or miss": nothing is visible before this is ok.
 Status verify_slot(const std::byte* image, std::uint64_t image_bytes, const ChunkKey& key, const NamespaceId& ns) noexcept;

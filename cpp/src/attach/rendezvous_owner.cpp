@@ -1,0 +1,358 @@
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "attach/rendezvous.hpp"
+#include "attach/rendezvous_wire.hpp"
+#include "attach/runtime_directory.hpp"
+#include "memory/arena_mapping.hpp"
+#include "memory/slot_image.hpp"
+
+namespace lmcn {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::milliseconds kHelloDeadline{2000};
+constexpr std::chrono::milliseconds kDirectoryLockDeadline{2000};
+constexpr std::chrono::milliseconds kAcceptPause{100};
+constexpr std::size_t kMaxPending = 128;  // connections that have not said hello yet
+constexpr int kBacklog = 128;
+
+std::string file_name(const std::string& path) {
+  return path.substr(path.rfind('/') + 1);
+}
+
+// Held while a socket file is looked at and replaced or removed: two owners never both find it stale. flock on the directory
+// itself leaves no file behind and ends with its holder.
+Status lock_directory(int directory, const std::string& path) {
+  const auto deadline = Clock::now() + kDirectoryLockDeadline;
+  while (::flock(directory, LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK && errno != EINTR) return Status::from_errno(errno, "flock of the directory of " + path);
+    if (Clock::now() >= deadline) return {Code::kLocked, "the directory of " + path + " stays locked by another process"};
+    ::poll(nullptr, 0, 1);
+  }
+  return {};
+}
+
+// kLocked when somebody listens at `path`. A listener whose process has ended is none: a forked child merely kept its socket.
+Status check_not_served(const std::string& path) {
+  const UniqueFd probe = wire::seqpacket_socket();
+  if (!probe.valid()) return Status::from_errno(errno, "socket");
+  const wire::Address address = wire::address_of(path);
+  if (::connect(probe.get(), reinterpret_cast<const sockaddr*>(&address.sun), address.length) != 0) {
+    if (errno == ECONNREFUSED || errno == ENOENT) return {};
+    if (errno == EAGAIN) return {Code::kLocked, path + " is served by another process (which is busy)"};
+    return Status::from_errno(errno, "connect to " + path);
+  }
+  auto peer = wire::peer_of(probe.get());
+  if (!peer.ok()) return peer.status();
+  if (wire::has_ended(peer->pid)) return {};
+  return {Code::kLocked, path + " is served by process " + std::to_string(peer->pid)};
+}
+
+Status remove_stale(int directory, const std::string& path) {
+  const std::string name = file_name(path);
+  struct stat status{};
+  if (::fstatat(directory, name.c_str(), &status, AT_SYMLINK_NOFOLLOW) != 0) {
+    return errno == ENOENT ? Status{} : Status::from_errno(errno, "fstatat of " + path);
+  }
+  if (!S_ISSOCK(status.st_mode)) return {Code::kInvalidArgument, path + " exists and is not a socket; remove it"};
+  LMCN_RETURN_IF_ERROR(check_not_served(path));
+  if (::unlinkat(directory, name.c_str(), 0) != 0 && errno != ENOENT)
+    return Status::from_errno(errno, "unlink of the stale " + path);
+  return {};
+}
+
+Result<UniqueFd> bind_and_listen(const std::string& path) {
+  UniqueFd socket = wire::seqpacket_socket();
+  if (!socket.valid()) return Status::from_errno(errno, "socket");
+  if (::fchmod(socket.get(), 0600) != 0)
+    return Status::from_errno(errno, "fchmod of the socket for " + path);  // bind() takes it over
+  const wire::Address address = wire::address_of(path);
+  if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address.sun), address.length) != 0) {
+    return Status::from_errno(errno, "bind to " + path);
+  }
+  if (::listen(socket.get(), kBacklog) != 0) return Status::from_errno(errno, "listen on " + path);
+  return socket;
+}
+
+Status check_arguments(int memfd, const ArenaHandle& handle) {
+  if (handle.rank_count == 0 || handle.rank_count > kMaxRanks) {
+    return {Code::kInvalidArgument,
+            "rank_count is " + std::to_string(handle.rank_count) + ", must be 1 to " + std::to_string(kMaxRanks)};
+  }
+  if (handle.rank_bytes == 0) return {Code::kInvalidArgument, "rank_bytes is 0"};
+  struct stat status{};
+  if (::fstat(memfd, &status) != 0)
+    return Status::from_errno(errno, "fstat of the arena's memfd " + std::to_string(memfd), Code::kInvalidArgument);
+  if (static_cast<std::uint64_t>(status.st_size) != handle.arena_bytes) {
+    return {Code::kInvalidArgument,
+            "arena_bytes is " + std::to_string(handle.arena_bytes) + ", the memfd has " + std::to_string(status.st_size)};
+  }
+  return {};
+}
+
+// One worker's connection. It ends with its socket or with its process, whichever comes first: a child that the worker forked may
+// hold the socket for long.
+struct Connection {
+  UniqueFd socket;
+  UniqueFd process;  // pidfd; invalid where the kernel has or allows none
+  pid_t pid = 0;
+  bool attached = false;
+  std::uint32_t rank = 0;
+  Clock::time_point hello_deadline;
+};
+
+struct Prepared {
+  std::string path;
+  UniqueFd directory;
+  UniqueFd listener;
+  UniqueFd wake;
+  struct stat file{};  // the socket file, so that only our own is ever removed
+};
+
+class SocketOwner final : public RendezvousOwner {
+ public:
+  SocketOwner(Prepared prepared, int memfd, const ArenaHandle& handle, RankGone gone)
+      : prepared_(std::move(prepared)), memfd_(memfd), handle_(handle), gone_(std::move(gone)) {}
+
+  ~SocketOwner() override {
+    if (::getpid() != pid_) {
+      // In a forked child neither the thread nor the socket file are ours to end.
+      new std::thread(std::move(thread_));  // NOLINT: leaked on purpose
+      return;
+    }
+    if (!thread_.joinable()) {
+      remove_file();
+      return;
+    }
+    const std::uint64_t one = 1;
+    while (::write(prepared_.wake.get(), &one, sizeof one) < 0 && errno == EINTR) {
+    }
+    thread_.join();
+    remove_file();
+  }
+
+  Status start() {
+    try {
+      thread_ = std::thread([this] { run(); });
+    } catch (const std::system_error& error) {
+      return Status::from_errno(error.code().value(), "thread to serve " + prepared_.path, Code::kResourceExhausted);
+    }
+    return {};
+  }
+
+  const std::string& path() const noexcept override { return prepared_.path; }
+  std::uint32_t attached_ranks() const noexcept override { return attached_.load(std::memory_order_acquire); }
+
+ private:
+  void run() {
+    std::vector<pollfd> events;
+    for (;;) {
+      events.clear();
+      events.push_back({prepared_.wake.get(), POLLIN, 0});
+      if (accept_paused_ && Clock::now() >= accept_again_) accept_paused_ = false;
+      events.push_back({accept_paused_ ? -1 : prepared_.listener.get(), POLLIN, 0});
+      for (const Connection& connection : connections_) {
+        events.push_back({connection.socket.get(), POLLIN, 0});
+        events.push_back({connection.process.get(), POLLIN, 0});  // a negative descriptor is passed over
+      }
+      if (::poll(events.data(), events.size(), timeout_ms()) < 0) continue;  // EINTR, ENOMEM
+      if (events[0].revents != 0) return;
+      // Ends first: a worker that was started anew may ask for the rank of the one that has just died.
+      for (std::size_t i = 0; i < connections_.size(); ++i) {
+        const bool ended = serve(connections_[i], events[2 + 2 * i].revents != 0, events[3 + 2 * i].revents != 0);
+        if (ended) connections_[i].socket.reset();
+      }
+      std::erase_if(connections_, [](const Connection& connection) { return !connection.socket.valid(); });
+      if (events[1].revents != 0) accept_all();
+    }
+  }
+
+  int timeout_ms() const {
+    auto next = Clock::time_point::max();
+    for (const Connection& connection : connections_) {
+      if (!connection.attached) next = std::min(next, connection.hello_deadline);
+    }
+    if (accept_paused_) next = std::min(next, accept_again_);
+    if (next == Clock::time_point::max()) return -1;
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(next - Clock::now()).count() + 1;
+    return static_cast<int>(std::clamp<std::int64_t>(left, 0, 1 << 30));
+  }
+
+  // true: the connection has ended.
+  bool serve(Connection& connection, bool readable, bool process_ended) {
+    if (connection.attached) {
+      // An attached worker has nothing to say: what can be read is its end, or nonsense.
+      if (!readable && !process_ended) return false;
+      leave(connection);
+      return true;
+    }
+    if (readable) return !greet(connection);
+    return process_ended || Clock::now() >= connection.hello_deadline;
+  }
+
+  bool greet(Connection& connection) {
+    wire::Hello hello;
+    Status status = wire::receive_hello(connection.socket.get(), hello);
+    if (status.code() == Code::kUnavailable) return false;
+    if (status.ok()) status = check(hello);
+    if (!status.ok()) {
+      (void)wire::send_reply(connection.socket.get(), wire::refusal(status), -1);  // a peer that is gone needs no answer
+      return false;
+    }
+    wire::Reply reply;
+    reply.arena_bytes = handle_.arena_bytes;
+    reply.rank_bytes = handle_.rank_bytes;
+    reply.rank_count = handle_.rank_count;
+    reply.owner_pid = handle_.owner_pid;
+    connection.attached = true;
+    connection.rank = hello.rank;
+    attached_.fetch_add(1, std::memory_order_release);
+    if (wire::send_reply(connection.socket.get(), reply, memfd_).ok()) return true;
+    leave(connection);
+    return false;
+  }
+
+  Status check(const wire::Hello& hello) const {
+    if (hello.version != wire::kVersion) {
+      return {Code::kUnsupported, "the worker speaks version " + std::to_string(hello.version) +
+                                      " of the attach protocol, the owner (process " + std::to_string(::getpid()) + ") version " +
+                                      std::to_string(wire::kVersion)};
+    }
+    if (hello.rank >= handle_.rank_count) {
+      return {Code::kInvalidArgument, "rank is " + std::to_string(hello.rank) + ", the owner expects " +
+                                          std::to_string(handle_.rank_count) + " ranks (from 0)"};
+    }
+    if (hello.rank_bytes != handle_.rank_bytes) {
+      return {Code::kInvalidArgument,
+              "rank_bytes is " + std::to_string(hello.rank_bytes) + ", the owner expects " + std::to_string(handle_.rank_bytes)};
+    }
+    for (const Connection& connection : connections_) {
+      if (connection.attached && connection.rank == hello.rank) {
+        return {Code::kLocked,
+                "rank " + std::to_string(hello.rank) + " is attached already, by process " + std::to_string(connection.pid)};
+      }
+    }
+    return {};
+  }
+
+  void leave(Connection& connection) {
+    connection.attached = false;
+    attached_.fetch_sub(1, std::memory_order_release);
+    if (gone_) gone_(connection.rank);
+  }
+
+  void accept_all() {
+    for (;;) {
+      UniqueFd socket(::accept4(prepared_.listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+      if (!socket.valid()) {
+        if (errno == EINTR || errno == ECONNABORTED) continue;
+        // Anything but an empty queue (no free descriptor, no memory) would come back at once, for as long as it lasts.
+        accept_paused_ = errno != EAGAIN;
+        accept_again_ = Clock::now() + kAcceptPause;
+        return;
+      }
+      accept(std::move(socket));
+    }
+  }
+
+  void accept(UniqueFd socket) {
+    const auto peer = wire::peer_of(socket.get());
+    if (!peer.ok()) return;
+    Status status;
+    if (peer->uid != ::geteuid()) {
+      status = {Code::kInvalidArgument,
+                "uid " + std::to_string(peer->uid) + " may not attach to the arena of uid " + std::to_string(::geteuid())};
+    } else if (pending() >= kMaxPending) {
+      status = {Code::kResourceExhausted, "too many connections wait to be greeted (" + std::to_string(kMaxPending) + ")"};
+    }
+    if (!status.ok()) {
+      (void)wire::send_reply(socket.get(), wire::refusal(status), -1);
+      return;
+    }
+    Connection connection;
+    connection.socket = std::move(socket);
+    connection.pid = peer->pid;
+    if (peer->pid > 0) connection.process.reset(static_cast<int>(::syscall(SYS_pidfd_open, peer->pid, 0)));
+    connection.hello_deadline = Clock::now() + kHelloDeadline;
+    connections_.push_back(std::move(connection));
+  }
+
+  std::size_t pending() const {
+    return static_cast<std::size_t>(
+        std::count_if(connections_.begin(), connections_.end(), [](const Connection& c) { return !c.attached; }));
+  }
+
+  void remove_file() {
+    // Without the lock nothing is removed: the next owner finds a stale file, which it can tell.
+    if (!lock_directory(prepared_.directory.get(), prepared_.path).ok()) return;
+    const std::string name = file_name(prepared_.path);
+    struct stat status{};
+    if (::fstatat(prepared_.directory.get(), name.c_str(), &status, AT_SYMLINK_NOFOLLOW) == 0 &&
+        status.st_dev == prepared_.file.st_dev && status.st_ino == prepared_.file.st_ino) {
+      ::unlinkat(prepared_.directory.get(), name.c_str(), 0);
+    }
+    ::flock(prepared_.directory.get(), LOCK_UN);
+  }
+
+  const pid_t pid_ = ::getpid();
+  const Prepared prepared_;
+  const int memfd_;
+  const ArenaHandle handle_;
+  const RankGone gone_;
+  std::atomic<std::uint32_t> attached_{0};
+  // The thread's own.
+  std::vector<Connection> connections_;
+  bool accept_paused_ = false;
+  Clock::time_point accept_again_;
+  std::thread thread_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<RendezvousOwner>> RendezvousOwner::listen(const std::string& engine_id, int memfd, const ArenaHandle& handle,
+                                                                 RankGone gone) {
+  LMCN_RETURN_IF_ERROR(check_arguments(memfd, handle));
+  Prepared prepared;
+  auto path = socket_path(engine_id);
+  if (!path.ok()) return path.status();
+  prepared.path = *path;
+  auto directory = open_private_directory(path->substr(0, path->rfind('/')));
+  if (!directory.ok()) return directory.status();
+  prepared.directory = std::move(*directory);
+  prepared.wake.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!prepared.wake.valid()) return Status::from_errno(errno, "eventfd");
+
+  LMCN_RETURN_IF_ERROR(lock_directory(prepared.directory.get(), *path));
+  Status status = remove_stale(prepared.directory.get(), *path);
+  if (status.ok()) {
+    auto listener = bind_and_listen(*path);
+    status = listener.status();
+    if (listener.ok()) prepared.listener = std::move(*listener);
+  }
+  if (status.ok() && ::fstatat(prepared.directory.get(), file_name(*path).c_str(), &prepared.file, AT_SYMLINK_NOFOLLOW) != 0) {
+    status = Status::from_errno(errno, "fstatat of " + *path);
+  }
+  ::flock(prepared.directory.get(), LOCK_UN);
+  if (!status.ok()) return status;
+
+  auto owner = std::make_unique<SocketOwner>(std::move(prepared), memfd, handle, std::move(gone));
+  LMCN_RETURN_IF_ERROR(owner->start());
+  return std::unique_ptr<RendezvousOwner>(std::move(owner));
+}
+
+}  // namespace lmcn
