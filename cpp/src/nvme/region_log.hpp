@@ -27,13 +27,14 @@
 namespace lmcn::nvme {
 
 struct LogOptions {
-  std::string directory;                   // made 0700 when absent; private to one store
-  std::uint64_t limit_bytes = 0;           // hard: data file + checkpoint + superblock; >= 4 regions
-  std::uint64_t region_bytes = 0;          // 0: 256 MiB, lowered so that >= 8 regions fit (never below 16 MiB or 2 x max record)
-  std::uint64_t max_record_bytes = 0;      // largest slot image that will be appended
+  std::string directory;               // made 0700 when absent; private to one store
+  std::uint64_t limit_bytes = 0;       // hard: data file + checkpoint + superblock; >= 4 regions
+  std::uint64_t region_bytes = 0;      // 0: 256 MiB, lowered so that >= 8 regions fit (never below 16 MiB or 2 x max record)
+  std::uint64_t max_record_bytes = 0;  // largest slot image that will be appended
   std::chrono::milliseconds lock_wait{10'000};
-  bool allow_shrink_below_contents = true; // a lower limit than last time drops the oldest regions
+  bool allow_shrink_below_contents = true;              // a lower limit than last time drops the oldest regions
   std::uint64_t free_space_floor_bytes = 256ull << 20;  // of the file system, never taken
+  std::chrono::milliseconds sync_interval{5'000};       // longest time that acknowledged records stay without fdatasync
 };
 
 struct RecoveredRecord {
@@ -41,12 +42,14 @@ struct RecoveredRecord {
   Extent extent;
 };
 
-/// The store's side of reclaim: called on the log's caller thread (append/maintain), no log lock held.
+/// The store's side of reclaim: called on the log's caller thread (append/maintain), no log lock held. It must not call the log
+/// back, except forget() and stats().
 class LogClient {
  public:
   virtual ~LogClient() = default;
   /// `cookies`: as given to append() (or assigned by adopt()) for the records of a region about to be reused, in append order.
-  /// The client forgets those whose extent still is in `region`; chunks worth keeping it appends again later, from host memory.
+  /// The client forgets those whose extent still is in `region` (in its own index: their bytes are uncounted already); chunks
+  /// worth keeping it appends again later, from host memory.
   virtual void on_reclaim(std::uint32_t region, std::span<const std::uint32_t> cookies) = 0;
 };
 
@@ -54,14 +57,22 @@ struct LogStats {
   std::uint64_t limit_bytes = 0, allocated_bytes = 0, live_record_bytes = 0, regions = 0, clean_regions = 0;
   std::uint64_t appended_records = 0, appended_bytes = 0, write_errors = 0, read_errors = 0, reclaimed_regions = 0;
   std::uint64_t recovered_records = 0, recovered_from_checkpoint = 0, recovered_from_footers = 0, recovered_from_walk = 0;
-  bool quarantined = false;  // after EIO/ENOSPC/read-only: no more I/O, all lookups of this tier are misses
+  std::uint64_t corrupt_reads = 0;        // bytes that did not verify; not in read_errors
+  std::uint64_t stale_reads = 0;          // another record is there now (the region was reused); neither corrupt nor an error
+  std::uint64_t syncs = 0;                // fdatasyncs of the data file that succeeded
+  std::uint64_t refused_allocations = 0;  // ENOSPC or the free-space floor: regions are reused instead
+  bool direct_io = false;                 // O_DIRECT, else buffered
+  bool quarantined = false;               // after EIO/ENOSPC/read-only: no more I/O, all lookups of this tier are misses
 };
 
-/// Single writer (append, seal, maintain, checkpoint: one thread at a time, the store's keeper); readers on any thread.
+/// Single writer (append, maintain, checkpoint, clear, close: one thread at a time, the store's keeper). read(), forget(), stats()
+/// on any thread, also from callbacks. Callbacks run with no lock of the log held.
 class RegionLog {
  public:
   using WriteDone = std::function<void(const Status&, Extent)>;  // on an I/O thread
-  using ReadDone = std::function<void(const Status&)>;           // on an I/O thread
+  using ReadDone = std::function<void(const Status&)>;           // on an I/O thread, or on the caller's when nothing could be read
+  using EntrySink = std::function<void(const ChunkKey&, Extent)>;
+  using EntrySource = std::function<void(const EntrySink&)>;
 
   /// kLocked (message has the owner's pid), kFormatVersion, kInvalidArgument (path, limit), kIoError.
   static Result<std::unique_ptr<RegionLog>> open(const LogOptions& options, io::IoEngine& engine, LogClient& client);
@@ -73,26 +84,38 @@ class RegionLog {
 
   /// Appends one slot image (header page + payload, 4 KiB multiple, in memory that stays unchanged until done). The log calls
   /// seal_slot() with its sequences, then writes header and payload as one contiguous I/O. kResourceExhausted: no clean region
-  /// yet (the caller drops or retries later); kUnavailable: quarantined.
+  /// yet (the caller drops or retries later); kUnavailable: quarantined or closed; kInvalidArgument: not a slot image of that
+  /// length. `done` runs exactly once if append() is ok, else never; within a region not before all earlier writes ended, so
+  /// that a walk after a crash comes to every acknowledged record. kAborted: clear() came in between.
   virtual Status append(std::byte* image, std::uint64_t image_bytes, std::uint32_t cookie, WriteDone done) = 0;
 
   /// Reads a record whole into `image` (>= extent.pages*4096 bytes). `done` gets kCorruption unless the region kept its
-  /// sequence and verify_slot() holds for key and ns; the payload must not be used otherwise.
+  /// sequence and verify_slot() holds for key and ns; the payload must not be used otherwise. kInvalidArgument: an extent that
+  /// no record can have; kIoError; kUnavailable: quarantined (also by several reads in a row that failed) or closed.
   virtual void read(Extent extent, std::byte* image, const ChunkKey& key, const NamespaceId& ns, ReadDone done) = 0;
 
-  /// Forget a record (its bytes die with the region); keeps live_record_bytes true.
+  /// Forget a record (its bytes die with the region); keeps live_record_bytes true. Takes no lock.
   virtual void forget(Extent extent) = 0;
 
-  /// Periodic duties: fdatasync every 5 s when dirty, keeps clean regions ahead, calls on_reclaim. Bounded work per call.
+  /// Periodic duties: fdatasync every sync_interval when dirty, keeps clean regions ahead, calls on_reclaim. Bounded work per
+  /// call, started here and finished by I/O threads. Ok when quarantined: nothing is left to do.
   virtual Status maintain() = 0;
-  /// Writes a checkpoint (tmp, fsync, rename, fsync of the directory) of all readable records given by `entries`.
-  virtual Status checkpoint(const std::function<void(const std::function<void(const ChunkKey&, Extent)>&)>& entries) = 0;
-  /// Drops everything: raises the epoch durably first (old records can then never be recovered), then forgets.
+  /// Makes everything acknowledged durable, then writes a checkpoint (tmp, fsync, rename, fsync of the directory) of all readable
+  /// records given by `entries`: the caller's index as it was at any time since the last append() or maintain() returned.
+  /// kResourceExhausted: it would not fit into limit_bytes (open() then reads footers). Waits for the device.
+  virtual Status checkpoint(const EntrySource& entries) = 0;
+  /// Drops everything: raises the epoch durably first (old records can then never be recovered), then forgets. On failure the
+  /// log is quarantined: this process reads none of it any more, but a later one may recover old records.
   virtual Status clear() = 0;
-  /// Drains, seals nothing, checkpoints, unlocks.
-  virtual Status close(const std::function<void(const std::function<void(const ChunkKey&, Extent)>&)>& entries) = 0;
+  /// Drains, seals nothing, checkpoints, unlocks. Idempotent. kUnavailable: quarantined, nothing written.
+  virtual Status close(const EntrySource& entries) = 0;
 
   virtual LogStats stats() const = 0;
+  /// One atomic load; the reason ("EIO writing /x/data.000 at 4096") is for logs.
+  virtual bool quarantined() const noexcept = 0;
+  virtual std::string quarantine_reason() const = 0;
+  /// Lines for the log about how the store was opened: buffered I/O, region size kept from before, regions dropped.
+  virtual std::vector<std::string> notes() const = 0;
 };
 
 }  // namespace lmcn::nvme

@@ -1,0 +1,186 @@
+// index.ckpt: what the caller's index says is on NVMe, so that open() need not read all footers.
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "nvme/loaded_checkpoint.hpp"
+#include "nvme/log.hpp"
+
+namespace lmcn::nvme {
+namespace {
+
+constexpr std::size_t kChunkBytes = 1 << 20;
+
+// Collects bytes and writes them in large pieces after the header page.
+class BodyWriter {
+ public:
+  BodyWriter(FileReplacement& file, std::function<Status(std::uint64_t)> admit) : file_(file), admit_(std::move(admit)) {
+    buffer_.reserve(kChunkBytes);
+  }
+
+  template <class T>
+  void add(const T& item) {
+    if (buffer_.size() + sizeof item > kChunkBytes) flush();
+    const auto* bytes = reinterpret_cast<const std::byte*>(&item);
+    buffer_.insert(buffer_.end(), bytes, bytes + sizeof item);
+  }
+  /// The first failure, if any.
+  Status finish(CheckpointHeader& header) {
+    flush();
+    header.body_checksum = checksum_.digest();
+    return status_;
+  }
+  std::uint64_t file_bytes() const noexcept { return offset_; }
+
+ private:
+  void flush() {
+    if (status_.ok()) status_ = admit_(offset_ + buffer_.size());
+    if (status_.ok()) {
+      checksum_.update(buffer_.data(), buffer_.size());
+      status_ = file_.write_at(offset_, buffer_);
+      offset_ += buffer_.size();
+    }
+    buffer_.clear();
+  }
+
+  FileReplacement& file_;
+  std::function<Status(std::uint64_t)> admit_;
+  std::vector<std::byte> buffer_;
+  StreamChecksum checksum_;
+  std::uint64_t offset_ = kPageBytes;
+  Status status_;
+};
+
+}  // namespace
+
+std::uint64_t Log::checkpoint_allowance() const {
+  return options_.limit_bytes - overhead_bytes(options_.limit_bytes) - geometry_.max_regions * geometry_.region_bytes;
+}
+
+Status Log::checkpoint(const EntrySource& entries) {
+  LMCN_RETURN_IF_ERROR(usable());
+  std::vector<CheckpointRegion> table(region_count_);
+  std::vector<std::uint32_t> end_pages(region_count_);
+  std::uint64_t old_bytes = 0;
+  {
+    std::lock_guard lock(mutex_);
+    old_bytes = checkpoint_bytes_;
+    for (std::uint32_t i = 0; i < region_count_; ++i) {
+      const Region& r = regions_[i];
+      if (r.state < RegionState::kOpen) continue;
+      table[i].sequence = words_[i].sequence;
+      table[i].known_pages = r.settled_pages;
+      table[i].sealed = r.state == RegionState::kSealed ? 1 : 0;
+      end_pages[i] = r.next_page;
+    }
+  }
+  // I4: no entry for a record that a power loss could take.
+  LMCN_RETURN_IF_ERROR(sync_now());
+
+  Result<FileReplacement> file = FileReplacement::create(*directory_, engine_, "index.ckpt");
+  if (!file.ok()) return file.status();
+  const std::uint64_t allowance = checkpoint_allowance();
+  BodyWriter body(*file, [&](std::uint64_t bytes) -> Status {
+    if (bytes + old_bytes > allowance && old_bytes != 0) {
+      LMCN_RETURN_IF_ERROR(directory_->remove("index.ckpt"));
+      std::lock_guard lock(mutex_);
+      old_bytes = checkpoint_bytes_ = 0;
+    }
+    if (bytes + old_bytes <= allowance) return {};
+    return {Code::kResourceExhausted, "checkpoint of " + directory_->path() + " would take more than " + std::to_string(allowance) +
+                                          " bytes, which is what limit_bytes leaves for it"};
+  });
+  CheckpointHeader header{};
+  header.magic = kCheckpointMagic;
+  header.uuid = uuid_;
+  header.epoch = superblock_.epoch;
+  header.next_region_sequence = next_region_sequence_;
+  header.next_record_sequence = next_record_sequence_;
+  header.region_count = region_count_;
+  entries([&](const ChunkKey& key, Extent extent) {
+    if (extent.region >= region_count_ || table[extent.region].sequence == 0) return;
+    body.add(CheckpointEntry{key, extent.region, extent.page, extent.pages, 0});
+    ++header.entry_count;
+    // WriteDones run in a region's order: the snapshot that has this record has, or has forgotten, all before it.
+    CheckpointRegion& region = table[extent.region];
+    region.known_pages = std::max(region.known_pages, extent.page + extent.pages);
+  });
+  for (std::uint32_t i = 0; i < region_count_; ++i) {
+    if (table[i].sealed != 0 && table[i].known_pages != end_pages[i]) table[i].sealed = 0;
+    body.add(table[i]);
+  }
+  Status status = body.finish(header);
+  seal_page(header);
+  if (status.ok()) status = file->write_at(0, std::as_bytes(std::span(&header, 1)));
+  if (status.ok()) status = file->commit();
+  if (!status.ok()) {
+    if (status.code() != Code::kResourceExhausted) counters_.write_errors.fetch_add(1, std::memory_order_relaxed);
+    // Regions have their space: a full file system alone does not end writing.
+    if (status.sys_errno() == EIO || status.sys_errno() == EROFS) quarantine(status);
+    return status;
+  }
+  std::lock_guard lock(mutex_);
+  checkpoint_bytes_ = body.file_bytes();
+  return {};
+}
+
+std::optional<Log::LoadedCheckpoint> Log::load_checkpoint() {
+  Result<Fd> fd = directory_->open_file("index.ckpt", O_RDONLY);
+  if (!fd.ok()) {
+    if (fd.status().code() != Code::kNotFound) note("index.ckpt not used: " + fd.status().message());
+    return std::nullopt;
+  }
+  const auto unusable = [this](const std::string& why) {
+    note("index.ckpt not used (" + why + "): reading footers");
+    return std::nullopt;
+  };
+  const auto read = [&](void* data, std::uint64_t bytes, std::uint64_t offset) {
+    io::IoRequest request;
+    request.fd = fd->get();
+    request.data = static_cast<std::byte*>(data);
+    request.bytes = bytes;
+    request.offset = offset;
+    return io::run_sync(engine_, request).status("read " + directory_->path_of("index.ckpt"));
+  };
+  struct stat file{};
+  if (::fstat(fd->get(), &file) != 0) return unusable(Status::from_errno(errno, "fstat").message());
+  checkpoint_bytes_ = static_cast<std::uint64_t>(file.st_size);
+
+  CheckpointHeader header;
+  if (const Status status = read(&header, sizeof header, 0); !status.ok()) return unusable(status.message());
+  if (!page_holds(header, kCheckpointMagic)) return unusable("its header does not hold");
+  if (header.uuid != uuid_) return unusable("it is of another store");
+  if (header.epoch != superblock_.epoch) return unusable("it is older than the last clear");
+  const std::uint64_t body_bytes = checkpoint_bytes_ - sizeof header;
+  const std::uint64_t table_bytes = header.region_count * sizeof(CheckpointRegion);
+  if (table_bytes > body_bytes || header.entry_count != (body_bytes - table_bytes) / sizeof(CheckpointEntry) ||
+      (body_bytes - table_bytes) % sizeof(CheckpointEntry) != 0) {
+    return unusable("its length does not hold");
+  }
+  LoadedCheckpoint loaded;
+  loaded.next_region_sequence = header.next_region_sequence;
+  loaded.next_record_sequence = header.next_record_sequence;
+  loaded.regions.resize(header.region_count);
+  loaded.entries.resize(header.entry_count);
+  const std::uint64_t entry_bytes = body_bytes - table_bytes;
+  if (const Status status = read(loaded.regions.data(), table_bytes, sizeof header + entry_bytes); !status.ok())
+    return unusable(status.message());
+  auto* entries = reinterpret_cast<std::byte*>(loaded.entries.data());
+  for (std::uint64_t at = 0; at < entry_bytes; at += kChunkBytes) {
+    const std::uint64_t piece = std::min<std::uint64_t>(kChunkBytes, entry_bytes - at);
+    if (const Status status = read(entries + at, piece, sizeof header + at); !status.ok()) return unusable(status.message());
+  }
+  StreamChecksum checksum;
+  checksum.update(entries, entry_bytes);
+  checksum.update(loaded.regions.data(), table_bytes);
+  if (checksum.digest() != header.body_checksum) return unusable("its checksum does not hold");
+  std::sort(loaded.entries.begin(), loaded.entries.end(), [](const CheckpointEntry& a, const CheckpointEntry& b) {
+    return a.region != b.region ? a.region < b.region : a.page < b.page;
+  });
+  return loaded;
+}
+
+}  // namespace lmcn::nvme

@@ -1,0 +1,238 @@
+#include "nvme/directory.hpp"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <thread>
+
+namespace lmcn::nvme {
+namespace {
+
+constexpr std::chrono::milliseconds kLockRetry{20};
+
+std::string octal(mode_t mode) {
+  char text[16];
+  std::snprintf(text, sizeof text, "%04o", static_cast<unsigned>(mode & 07777));
+  return text;
+}
+
+// Like mkdir -p with 0700 for whatever is missing.
+Status make_directories(const std::string& path) {
+  for (std::size_t end = path.find('/', 1);; end = path.find('/', end + 1)) {
+    const std::string part = path.substr(0, end);
+    if (::mkdir(part.c_str(), 0700) != 0 && errno != EEXIST) {
+      const int error = errno;
+      struct stat found{};
+      if (::stat(part.c_str(), &found) == 0) {  // e.g. a read-only or unwritable parent that exists
+        if (end == std::string::npos) return {};
+        continue;
+      }
+      return Status::from_errno(error, "cannot make the store directory " + part);
+    }
+    if (end == std::string::npos) return {};
+  }
+}
+
+std::string lock_owner(int fd) {
+  char text[32] = {};
+  const ssize_t n = ::pread(fd, text, sizeof text - 1, 0);
+  std::string pid;
+  for (ssize_t i = 0; i < n && text[i] >= '0' && text[i] <= '9'; ++i) pid.push_back(text[i]);
+  return pid.empty() ? "unknown" : pid;
+}
+
+}  // namespace
+
+Fd& Fd::operator=(Fd&& other) noexcept {
+  if (this != &other) {
+    reset();
+    fd_ = other.fd_;
+    other.fd_ = -1;
+  }
+  return *this;
+}
+
+void Fd::reset() noexcept {
+  if (fd_ >= 0) ::close(fd_);
+  fd_ = -1;
+}
+
+Result<std::unique_ptr<Directory>> Directory::open(const std::string& path, std::chrono::milliseconds lock_wait) {
+  if (path.empty()) return Status(Code::kInvalidArgument, "store directory: empty path");
+  std::string name = path;
+  while (name.size() > 1 && name.back() == '/') name.pop_back();  // "link/" would be followed
+  LMCN_RETURN_IF_ERROR(make_directories(name));
+  Fd fd(::open(name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  if (!fd.valid()) {
+    const int error = errno;
+    struct stat found{};
+    if (::lstat(name.c_str(), &found) == 0 && S_ISLNK(found.st_mode)) {
+      return Status(Code::kInvalidArgument, "store directory " + name + " is a symbolic link; name the directory itself");
+    }
+    if (error == ENOTDIR) return Status(Code::kInvalidArgument, "store directory " + name + " is not a directory");
+    return Status::from_errno(error, "cannot open the store directory " + name);
+  }
+  struct stat found{};
+  if (::fstat(fd.get(), &found) != 0) return Status::from_errno(errno, "fstat " + name);
+  if (found.st_uid != ::geteuid()) {
+    return Status(Code::kInvalidArgument, "store directory " + name + " belongs to uid " + std::to_string(found.st_uid) +
+                                              ", this process runs as " + std::to_string(::geteuid()) +
+                                              "; name a directory of its own or one that does not exist yet");
+  }
+  if ((found.st_mode & 077) != 0) {
+    return Status(Code::kInvalidArgument, "store directory " + name + " has mode " + octal(found.st_mode) +
+                                              ", it must be private (0700): chmod 700 it, or name one that does not exist yet");
+  }
+  std::unique_ptr<Directory> directory(new Directory(name, std::move(fd)));
+  LMCN_RETURN_IF_ERROR(directory->lock(lock_wait));
+  return directory;
+}
+
+Status Directory::lock(std::chrono::milliseconds wait) {
+  Result<Fd> opened = open_file("LOCK", O_RDWR | O_CREAT);
+  if (!opened.ok()) return opened.status();
+  const auto deadline = std::chrono::steady_clock::now() + wait;
+  // flock has no timed form; the owner is another process.
+  while (::flock(opened->get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK && errno != EINTR) return Status::from_errno(errno, "flock " + path_of("LOCK"));
+    if (std::chrono::steady_clock::now() >= deadline) {
+      return Status(Code::kLocked, "store directory " + path_ + " is in use by pid " + lock_owner(opened->get()) + " (waited " +
+                                       std::to_string(wait.count()) + " ms for " + path_of("LOCK") + ")");
+    }
+    std::this_thread::sleep_for(kLockRetry);
+  }
+  const std::string pid = std::to_string(::getpid()) + "\n";
+  if (::ftruncate(opened->get(), 0) != 0 ||
+      ::pwrite(opened->get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
+    return Status::from_errno(errno, "write " + path_of("LOCK"));
+  }
+  lock_ = std::move(opened).value();
+  return {};
+}
+
+Directory::~Directory() {
+  unlock();
+}
+
+void Directory::unlock() noexcept {
+  // Explicitly: a child forked meanwhile holds the same open file description.
+  if (lock_.valid()) ::flock(lock_.get(), LOCK_UN);
+  lock_.reset();
+}
+
+Result<Fd> Directory::open_file(const std::string& name, int flags) const {
+  Fd fd(::openat(fd_.get(), name.c_str(), flags | O_NOFOLLOW | O_CLOEXEC, 0600));
+  if (!fd.valid()) {
+    const int error = errno;
+    if (error == ENOENT) return Status::from_errno(error, "open " + path_of(name), Code::kNotFound);
+    if (error == ELOOP) return Status(Code::kInvalidArgument, path_of(name) + " is a symbolic link; remove it");
+    return Status::from_errno(error, "open " + path_of(name));
+  }
+  struct stat found{};
+  if (::fstat(fd.get(), &found) != 0) return Status::from_errno(errno, "fstat " + path_of(name));
+  if (!S_ISREG(found.st_mode) || found.st_uid != ::geteuid() || found.st_nlink != 1) {
+    return Status(Code::kInvalidArgument,
+                  path_of(name) + " must be a regular file with one link, owned by uid " + std::to_string(::geteuid()));
+  }
+  return fd;
+}
+
+Status Directory::rename(const std::string& from, const std::string& to) const {
+  if (::renameat(fd_.get(), from.c_str(), fd_.get(), to.c_str()) == 0) return {};
+  return Status::from_errno(errno, "rename " + path_of(from) + " to " + to);
+}
+
+Status Directory::remove(const std::string& name) const {
+  if (::unlinkat(fd_.get(), name.c_str(), 0) == 0 || errno == ENOENT) return {};
+  return Status::from_errno(errno, "unlink " + path_of(name));
+}
+
+Status Directory::sync() const {
+  if (::fsync(fd_.get()) == 0) return {};
+  return Status::from_errno(errno, "fsync " + path_);
+}
+
+Result<std::uint64_t> Directory::file_system_bytes() const {
+  struct statvfs found{};
+  if (::fstatvfs(fd_.get(), &found) != 0) return Status::from_errno(errno, "statvfs " + path_);
+  return std::uint64_t{found.f_blocks} * found.f_frsize;
+}
+
+Result<std::uint64_t> Directory::free_bytes() const {
+  struct statvfs found{};
+  if (::fstatvfs(fd_.get(), &found) != 0) return Status::from_errno(errno, "statvfs " + path_);
+  return std::uint64_t{found.f_bavail} * found.f_frsize;
+}
+
+Result<FileReplacement> FileReplacement::create(const Directory& directory, io::IoEngine& engine, std::string name) {
+  LMCN_RETURN_IF_ERROR(directory.remove(name + ".tmp"));
+  Result<Fd> fd = directory.open_file(name + ".tmp", O_RDWR | O_CREAT | O_EXCL);
+  if (!fd.ok()) return fd.status();
+  return FileReplacement(directory, engine, std::move(name), std::move(fd).value());
+}
+
+FileReplacement::~FileReplacement() {
+  if (!fd_.valid()) return;
+  // open() removes leftovers too; nothing more can be done here.
+  static_cast<void>(directory_->remove(name_ + ".tmp"));
+}
+
+Status FileReplacement::write_at(std::uint64_t offset, std::span<const std::byte> bytes) {
+  io::IoRequest request;
+  request.op = io::Op::kWrite;
+  request.fd = fd_.get();
+  request.data = const_cast<std::byte*>(bytes.data());
+  request.bytes = bytes.size();
+  request.offset = offset;
+  return io::run_sync(*engine_, request).status("write " + directory_->path_of(name_ + ".tmp"));
+}
+
+Status FileReplacement::commit() {
+  io::IoRequest request;
+  request.op = io::Op::kSync;
+  request.fd = fd_.get();
+  LMCN_RETURN_IF_ERROR(io::run_sync(*engine_, request).status("fdatasync " + directory_->path_of(name_ + ".tmp")));
+  LMCN_RETURN_IF_ERROR(directory_->rename(name_ + ".tmp", name_));
+  fd_.reset();
+  return directory_->sync();
+}
+
+Result<std::optional<Superblock>> load_superblock(const Directory& directory, io::IoEngine& engine) {
+  const std::string path = directory.path_of("superblock");
+  Result<Fd> fd = directory.open_file("superblock", O_RDONLY);
+  if (fd.status().code() == Code::kNotFound) return std::optional<Superblock>();
+  if (!fd.ok()) return fd.status();
+  Superblock superblock{};
+  io::IoRequest request;
+  request.fd = fd->get();
+  request.data = reinterpret_cast<std::byte*>(&superblock);
+  request.bytes = sizeof superblock;
+  const io::IoResult result = io::run_sync(engine, request);
+  if (result.error != 0) return result.status("read " + path);
+  if (result.actual >= 12 && superblock.magic == kSuperblockMagic && superblock.format != kFormatVersion) {
+    return Status(Code::kFormatVersion, path + " has format version " + std::to_string(superblock.format) + ", this build knows " +
+                                            std::to_string(kFormatVersion) +
+                                            "; nothing was changed: use the other version, or another directory");
+  }
+  if (result.actual != sizeof superblock || !page_holds(superblock, kSuperblockMagic)) {
+    return Status(Code::kCorruption, path + " is not a whole superblock (magic, length or checksum); nothing was changed: remove " +
+                                         directory.path() + " to start anew");
+  }
+  return std::optional<Superblock>(superblock);
+}
+
+Status store_superblock(const Directory& directory, io::IoEngine& engine, Superblock& superblock) {
+  superblock.magic = kSuperblockMagic;
+  seal_page(superblock);
+  Result<FileReplacement> file = FileReplacement::create(directory, engine, "superblock");
+  if (!file.ok()) return file.status();
+  LMCN_RETURN_IF_ERROR(file->write_at(0, std::as_bytes(std::span(&superblock, 1))));
+  return file->commit();
+}
+
+}  // namespace lmcn::nvme

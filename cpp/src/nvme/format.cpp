@@ -1,0 +1,41 @@
+#include "nvme/format.hpp"
+
+#include <xxhash.h>
+
+#include <cstring>
+
+namespace lmcn::nvme {
+
+struct StreamChecksum::State {
+  XXH3_state_t xxh;
+};
+
+StreamChecksum::StreamChecksum() : state_(std::make_unique<State>()) {
+  XXH3_64bits_reset(&state_->xxh);
+}
+StreamChecksum::~StreamChecksum() = default;
+void StreamChecksum::update(const void* data, std::size_t bytes) noexcept {
+  XXH3_64bits_update(&state_->xxh, data, bytes);
+}
+std::uint64_t StreamChecksum::digest() const noexcept {
+  return XXH3_64bits_digest(&state_->xxh);
+}
+
+std::uint64_t checksum_bytes(const void* data, std::size_t bytes) noexcept {
+  return XXH3_64bits(data, bytes);
+}
+
+std::uint64_t footer_checksum(const FooterEntry* entries, std::size_t count, const FooterTrailer& trailer) noexcept {
+  XXH3_state_t state;
+  XXH3_64bits_reset(&state);
+  XXH3_64bits_update(&state, entries, count * sizeof(FooterEntry));
+  XXH3_64bits_update(&state, &trailer, offsetof(FooterTrailer, checksum));
+  return XXH3_64bits_digest(&state);
+}
+
+PageBuffer::PageBuffer(std::uint64_t pages)
+    : bytes_(pages * kPageBytes), memory_(static_cast<std::byte*>(::operator new[](bytes_, std::align_val_t{kPageBytes}))) {
+  std::memset(memory_.get(), 0, bytes_);
+}
+
+}  // namespace lmcn::nvme
