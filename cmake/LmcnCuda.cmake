@@ -1,2 +1,118 @@
-# LMCN_CUDA=AUTO|ON|OFF -> LMCN_WITH_CUDA. (The CUDA room fills this in.)
+# LMCN_CUDA=AUTO|ON|OFF -> LMCN_WITH_CUDA, LMCN_CUDA_VERSION, LMCN_CUDA_ARCHS and, with CUDA, the targets lmcn_cudart (headers and
+# the static runtime) and lmcn_cuda (cuda/*.cpp, cuda/*.cu).
+#
+# The runtime is linked statically and opens libcuda itself when a call needs it: a binary of ours must name neither libcudart nor
+# libcuda (a machine without a driver must load it). So never link CUDA::cuda_driver; driver calls go through cudaGetDriverEntryPoint.
+#
+# The toolkit is, in this order: CUDACXX, CUDA_HOME or CUDA_PATH, nvcc on the PATH, the wheels of requirements-cuda-build.txt
+# (site-packages/nvidia/cu13 of Python_EXECUTABLE, else of python3). FindCUDAToolkit is not used: it wants a libcudart.so, which
+# the wheels have not, and fails where cccl is absent.
+
 set(LMCN_WITH_CUDA OFF)
+set(LMCN_CUDA_VERSION "")
+set(LMCN_CUDA_ARCHS "")
+
+# The nvcc program and the toolkit's root; NOTFOUND without.
+function(lmcn_find_nvcc)
+  set(nvcc "")
+  if(DEFINED ENV{CUDACXX})
+    find_program(nvcc_cudacxx NAMES "$ENV{CUDACXX}" NO_CACHE)
+    set(nvcc "${nvcc_cudacxx}")
+  else()
+    find_program(nvcc_home NAMES nvcc PATHS ENV CUDA_HOME ENV CUDA_PATH PATH_SUFFIXES bin NO_DEFAULT_PATH NO_CACHE)
+    find_program(nvcc_path NAMES nvcc NO_CACHE)
+    if(nvcc_home)
+      set(nvcc "${nvcc_home}")
+    elseif(nvcc_path)
+      set(nvcc "${nvcc_path}")
+    else()
+      set(python "${Python_EXECUTABLE}")
+      if(NOT python)
+        find_program(python NAMES python3 python NO_CACHE)
+      endif()
+      if(python)
+        execute_process(COMMAND "${python}" -c "
+import importlib.util, pathlib
+spec = importlib.util.find_spec('nvidia')
+for place in (spec.submodule_search_locations if spec else []):
+    nvcc = pathlib.Path(place) / 'cu13' / 'bin' / 'nvcc'
+    if nvcc.exists():
+        print(nvcc)
+        break
+" OUTPUT_VARIABLE nvcc OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+      endif()
+    endif()
+  endif()
+  set(root "NOTFOUND")
+  if(nvcc)
+    # nvcc may be a wrapper script; the real one says where it is at home.
+    execute_process(COMMAND "${nvcc}" -v lmcn_where_is_top OUTPUT_VARIABLE said ERROR_VARIABLE said)
+    if(said MATCHES "#\\$ TOP=([^\r\n]*)")
+      get_filename_component(root "${CMAKE_MATCH_1}" ABSOLUTE)
+    endif()
+  endif()
+  set(LMCN_NVCC "${nvcc}" PARENT_SCOPE)
+  set(LMCN_CUDA_ROOT "${root}" PARENT_SCOPE)
+endfunction()
+
+set(LMCN_CUDA_LACKS "")
+if(NOT LMCN_CUDA MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR "LMCN_CUDA is \"${LMCN_CUDA}\", must be AUTO, ON or OFF")
+elseif(LMCN_CUDA STREQUAL "OFF")
+  set(LMCN_CUDA_LACKS "LMCN_CUDA=OFF")
+else()
+  lmcn_find_nvcc()
+  if(NOT LMCN_CUDA_ROOT)
+    set(LMCN_CUDA_LACKS "no nvcc in CUDACXX, CUDA_HOME, PATH or site-packages/nvidia/cu13")
+  else()
+    find_path(LMCN_INC_cudart NAMES cuda_runtime_api.h HINTS "${LMCN_CUDA_ROOT}/include" "${LMCN_CUDA_ROOT}/targets/x86_64-linux/include")
+    find_library(LMCN_LIB_cudart_static NAMES libcudart_static.a
+                 HINTS "${LMCN_CUDA_ROOT}/lib64" "${LMCN_CUDA_ROOT}/lib" "${LMCN_CUDA_ROOT}/targets/x86_64-linux/lib")
+    execute_process(COMMAND "${LMCN_NVCC}" --version OUTPUT_VARIABLE said)
+    if(said MATCHES " V([0-9]+\\.[0-9]+\\.[0-9]+)")
+      set(LMCN_CUDA_VERSION "${CMAKE_MATCH_1}")
+    endif()
+    if(NOT LMCN_INC_cudart OR NOT LMCN_LIB_cudart_static)
+      set(LMCN_CUDA_LACKS "${LMCN_CUDA_ROOT} has no cuda_runtime_api.h or no libcudart_static.a")
+    elseif(LMCN_CUDA_VERSION VERSION_LESS 12.0)
+      set(LMCN_CUDA_LACKS "CUDA \"${LMCN_CUDA_VERSION}\" at ${LMCN_CUDA_ROOT} is older than 12.0")
+    endif()
+  endif()
+endif()
+
+if(LMCN_CUDA_LACKS)
+  set(LMCN_CUDA_VERSION "")
+  if(LMCN_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "LMCN_CUDA=ON, but ${LMCN_CUDA_LACKS}.\nInstall a CUDA toolkit >= 12.0 (set CUDA_HOME), or the wheels: "
+                        "pip install -r requirements-cuda-build.txt (then build with --no-build-isolation).")
+  endif()
+  message(STATUS "CUDA: not built, CPU only (LMCN_CUDA=${LMCN_CUDA}: ${LMCN_CUDA_LACKS})")
+  return()
+endif()
+
+set(LMCN_WITH_CUDA ON)
+message(STATUS "CUDA: ${LMCN_CUDA_VERSION} at ${LMCN_CUDA_ROOT} (LMCN_CUDA=${LMCN_CUDA})")
+
+add_library(lmcn_cudart_headers INTERFACE)
+target_include_directories(lmcn_cudart_headers SYSTEM INTERFACE "${LMCN_INC_cudart}")
+add_library(lmcn_cudart INTERFACE)
+target_link_libraries(lmcn_cudart INTERFACE lmcn_cudart_headers "${LMCN_LIB_cudart_static}" Threads::Threads ${CMAKE_DL_LIBS} rt)
+
+file(GLOB LMCN_CUDA_KERNELS CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/cuda/*.cu")
+file(GLOB LMCN_CUDA_SOURCES CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/cuda/*.cpp")
+if(LMCN_CUDA_KERNELS)
+  set(CMAKE_CUDA_COMPILER "${LMCN_NVCC}")
+  # The wheels have lib/, their nvcc.profile says lib64/: the link of CMake's compiler check must be told.
+  set(ENV{NVCC_APPEND_FLAGS} "$ENV{NVCC_APPEND_FLAGS} -L${LMCN_CUDA_ROOT}/lib")
+  set(LMCN_CUDA_ARCHS "80-real;90-real;100-real;120-real;120-virtual")
+  set(CMAKE_CUDA_ARCHITECTURES "${LMCN_CUDA_ARCHS}")
+  set(CMAKE_CUDA_STANDARD 20)
+  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+  enable_language(CUDA)
+endif()
+
+add_library(lmcn_cuda STATIC ${LMCN_CUDA_SOURCES} ${LMCN_CUDA_KERNELS})
+target_compile_options(lmcn_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo --threads=0 -Xfatbin=-compress-all>)
+target_compile_definitions(lmcn_cuda PRIVATE LMCN_WITH_CUDA=1)
+target_link_libraries(lmcn_cuda PUBLIC lmcn_copy lmcn_cudart PRIVATE lmcn_flags)

@@ -19,32 +19,35 @@ enum class CopyDirection : std::uint8_t { kGather /* paged -> slot */, kScatter 
 
 /// One chunk (or part of one) of a job.
 struct CopyItem {
-  std::uint64_t slot_offset = 0;      // of the slot image in the arena
-  std::uint32_t generation = 0;       // of the slot; a header with another generation fails the item
-  std::uint32_t first_token = 0;      // in the chunk (opaque layouts: first block of the chunk)
-  std::uint32_t tokens = 0;           // how many (opaque: blocks)
-  std::uint32_t block_begin = 0;      // index into CopyJob::block_ids of the block that holds first_token
-  std::uint32_t token_in_block = 0;   // where first_token lies in that block
+  std::uint64_t slot_offset = 0;     // of the slot image in the arena
+  std::uint32_t generation = 0;      // of the slot; a header with another generation fails the item
+  std::uint32_t first_token = 0;     // in the chunk (opaque layouts: first block of the chunk)
+  std::uint32_t tokens = 0;          // how many (opaque: blocks)
+  std::uint32_t block_begin = 0;     // index into CopyJob::block_ids of the block that holds first_token
+  std::uint32_t token_in_block = 0;  // where first_token lies in that block
 };
 
 struct CopyJob {
-  std::uint64_t id = 0;               // caller's, unique among unfinished jobs
+  std::uint64_t id = 0;  // caller's, unique among unfinished jobs
   CopyDirection direction = CopyDirection::kGather;
-  std::vector<CopyItem> items;
-  std::vector<std::int64_t> block_ids;  // engine block numbers; range-checked against num_blocks
-  std::uint64_t stream = 0;           // CUDA: the engine's cudaStream_t to order after (0: legacy default); host: ignored
+  std::vector<CopyItem> items = {};
+  std::vector<std::int64_t> block_ids = {};  // engine block numbers; range-checked against num_blocks
+  std::uint64_t stream = 0;             // CUDA: the engine's cudaStream_t to order after (0: legacy default); host: ignored
 };
 
 struct CopyDone {
   std::uint64_t id = 0;
   bool ok = false;
   std::uint64_t bytes = 0;
-  double seconds = 0;                  // from start of copying to end
+  double seconds = 0;  // from start of copying to end
   std::vector<std::uint32_t> failed_items;
-  std::string message;                 // why, when !ok
+  std::string message;  // why, when !ok
 };
 
-/// Thread-safe. submit() and poll() never wait for a copy.
+/// Thread-safe. submit() and poll() never wait for a copy. After a job, each distinct slot of it gets one word: a gather's (kOk
+/// only when all of the job's items of that slot succeeded), or one load counted, also when it failed. A slot whose header
+/// carries another generation belongs to someone else by now: neither its payload nor its words are touched. Should a device
+/// fail so that the end of a copy cannot be established, the job fails and its slots get no word: they stay quarantined.
 class PagedCopier {
  public:
   virtual ~PagedCopier() = default;  // waits for jobs under way
@@ -60,7 +63,7 @@ class PagedCopier {
 
 struct CopierOptions {
   std::uint32_t rank = 0;
-  unsigned threads = 1;                 // host copier: copy threads
+  unsigned threads = 1;                          // host copier: copy threads
   std::int64_t non_temporal_bytes = 256 * 1024;  // gathers of runs whose job is at least this large bypass the cache
 };
 

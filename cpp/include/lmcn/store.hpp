@@ -167,6 +167,11 @@ class TieredStore {
   /// Promotes what is only on NVMe and waits until `deadline`. Leading part that could be had; kNotFound when not even the first.
   virtual Result<ReadLease> acquire(const NamespaceId& ns, std::span<const ChunkKey> keys, std::chrono::milliseconds deadline) = 0;
 
+  /// For a worker that reports that it could not start a job on these slots (it never attached, or the job was refused), and so
+  /// will never write its words: writes them for it, else the slots would stay quarantined for ever. Slots of another generation
+  /// are passed over. `load`: the job was a scatter.
+  virtual void job_not_started(std::uint32_t rank, std::span<const SlotRef> slots, bool load) = 0;
+
   virtual void touch(std::span<const ChunkKey> keys) = 0;
   /// Drops one chunk from every tier. false: absent.
   virtual bool erase(const ChunkKey& key) = 0;

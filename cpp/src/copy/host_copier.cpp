@@ -1,0 +1,150 @@
+// Host implementation: worker threads that take units (an item, or a range of an item's planes) from a queue of jobs.
+//
+// Invariant: a unit is taken by one thread, once, in order of submission; the thread that ends a job's last unit writes the rank
+// words and reports the job. All shared state is under mutex_; bytes move and words are written outside it.
+#include <algorithm>
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "copy/byte_copy.hpp"
+#include "copy/copy_geometry.hpp"
+#include "copy/job_board.hpp"
+#include "copy/job_outcome.hpp"
+#include "lmcn/paged_copy.hpp"
+
+namespace lmcn {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr unsigned kMaxThreads = 256;
+// An item at least this large is worth sharing among threads.
+constexpr std::uint64_t kMinSharedItemBytes = 1 << 20;
+
+struct HostJob {
+  HostJob(const CopyGeometry& geometry, CopyJob accepted) : job(std::move(accepted)), outcome(geometry, job) {}
+  CopyJob job;  // outcome points into it
+  JobOutcome outcome;
+  bool non_temporal = false;
+  std::size_t slices = 1;       // per item
+  std::size_t units = 0;        // items * slices
+  std::size_t next_unit = 0;    // under mutex_
+  std::size_t ended_units = 0;  // under mutex_
+  Clock::time_point started{};  // when the first unit was taken
+};
+
+class HostCopier final : public PagedCopier {
+ public:
+  HostCopier(CopyGeometry geometry, const CopierOptions& options) : geometry_(std::move(geometry)), options_(options) {
+    threads_.reserve(options.threads);
+    for (unsigned i = 0; i < options.threads; ++i) threads_.emplace_back([this] { run(); });
+  }
+
+  ~HostCopier() override {
+    {
+      std::lock_guard lock(mutex_);
+      stop_ = true;
+    }
+    work_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  Status submit(CopyJob job) override {
+    LMCN_RETURN_IF_ERROR(geometry_.check_job(job));
+    auto accepted = std::make_shared<HostJob>(geometry_, std::move(job));
+    const std::uint64_t bytes = geometry_.job_bytes(accepted->job);
+    accepted->non_temporal = options_.non_temporal_bytes >= 0 && bytes >= static_cast<std::uint64_t>(options_.non_temporal_bytes);
+    accepted->slices = slices_for(accepted->job.items.size(), bytes);
+    accepted->units = accepted->job.items.size() * accepted->slices;
+    LMCN_RETURN_IF_ERROR(board_.begin(accepted->job.id));
+    if (accepted->units == 0) {
+      board_.end(std::move(accepted->outcome).done(0));
+      return {};
+    }
+    {
+      std::lock_guard lock(mutex_);
+      queue_.push_back(std::move(accepted));
+    }
+    work_.notify_all();
+    return {};
+  }
+
+  std::vector<CopyDone> poll() override { return board_.poll(); }
+  Status wait(std::span<const std::uint64_t> ids, std::chrono::milliseconds timeout) override { return board_.wait(ids, timeout); }
+  std::string name() const override { return "host"; }
+
+ private:
+  std::size_t slices_for(std::size_t items, std::uint64_t bytes) const {
+    if (items == 0 || items >= threads_.size() || bytes / items < kMinSharedItemBytes) return 1;
+    return std::min(threads_.size(), geometry_.planes().size());
+  }
+
+  void run() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      work_.wait(lock, [&] { return stop_ || !queue_.empty(); });
+      if (queue_.empty()) return;
+      const std::shared_ptr<HostJob> job = queue_.front();
+      const std::size_t unit = job->next_unit++;
+      if (unit == 0) job->started = Clock::now();
+      if (job->next_unit == job->units) queue_.pop_front();
+      lock.unlock();
+      const Status status = copy_unit(*job, unit);
+      lock.lock();
+      if (!status.ok()) job->outcome.fail_item(unit / job->slices, status);
+      if (++job->ended_units < job->units) continue;
+      lock.unlock();
+      finish(*job);
+      lock.lock();
+    }
+  }
+
+  Status copy_unit(const HostJob& job, std::size_t unit) const {
+    const CopyItem& item = job.job.items[unit / job.slices];
+    LMCN_RETURN_IF_ERROR(JobOutcome::check_slot(geometry_, item));
+    const std::size_t slice = unit % job.slices, planes = geometry_.planes().size();
+    std::byte* const part = geometry_.rank_part(item);
+    const bool non_temporal = job.non_temporal && job.job.direction == CopyDirection::kGather;
+    geometry_.for_each_run(job.job, item, planes * slice / job.slices, planes * (slice + 1) / job.slices,
+                           [&](const RunGroup& group) { copy_group(group, part, job.job.direction, non_temporal); });
+    if (non_temporal) fence_non_temporal();
+    return {};
+  }
+
+  void finish(HostJob& job) {
+    job.outcome.write_words();
+    const double seconds = std::chrono::duration<double>(Clock::now() - job.started).count();
+    board_.end(std::move(job.outcome).done(seconds));
+  }
+
+  const CopyGeometry geometry_;
+  const CopierOptions options_;
+  JobBoard board_;
+
+  std::mutex mutex_;
+  std::condition_variable work_;
+  std::deque<std::shared_ptr<HostJob>> queue_;
+  bool stop_ = false;
+  std::vector<std::thread> threads_;  // last: they use all of the above
+};
+
+}  // namespace
+
+Result<std::unique_ptr<PagedCopier>> make_host_copier(const PagedKvLayout& paged, const SlotLayout& slot, std::byte* arena_base,
+                                                      std::uint64_t arena_bytes, const CopierOptions& options) {
+  if (options.threads < 1 || options.threads > kMaxThreads) {
+    return Status(Code::kInvalidArgument,
+                  "threads is " + std::to_string(options.threads) + ", must be in 1.." + std::to_string(kMaxThreads));
+  }
+  Result<CopyGeometry> geometry = CopyGeometry::make(paged, slot, arena_base, arena_bytes, options.rank);
+  if (!geometry.ok()) return geometry.status();
+  return std::unique_ptr<PagedCopier>(std::make_unique<HostCopier>(std::move(geometry).value(), options));
+}
+
+}  // namespace lmcn

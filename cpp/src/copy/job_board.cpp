@@ -1,0 +1,42 @@
+#include "copy/job_board.hpp"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+namespace lmcn {
+
+Status JobBoard::begin(std::uint64_t id) {
+  std::lock_guard lock(mutex_);
+  if (!under_way_.insert(id).second) {
+    return {Code::kInvalidArgument, "job id is " + std::to_string(id) + ", must differ from those of unfinished jobs"};
+  }
+  return {};
+}
+
+void JobBoard::end(CopyDone done) {
+  {
+    std::lock_guard lock(mutex_);
+    under_way_.erase(done.id);
+    done_.push_back(std::move(done));
+  }
+  ended_.notify_all();
+}
+
+std::vector<CopyDone> JobBoard::poll() {
+  std::lock_guard lock(mutex_);
+  return std::exchange(done_, {});
+}
+
+Status JobBoard::wait(std::span<const std::uint64_t> ids, std::chrono::milliseconds timeout) {
+  // Far enough, and safe to add to a time point.
+  constexpr std::chrono::milliseconds kLongest = std::chrono::hours(24 * 365);
+  std::unique_lock lock(mutex_);
+  const auto under_way = [&](std::uint64_t id) { return under_way_.contains(id); };
+  if (ended_.wait_for(lock, std::min(timeout, kLongest), [&] { return std::ranges::none_of(ids, under_way); })) return {};
+  return {Code::kDeadlineExceeded, std::to_string(std::ranges::count_if(ids, under_way)) + " of " + std::to_string(ids.size()) +
+                                       " jobs under way after " + std::to_string(timeout.count()) + " ms, the first is job " +
+                                       std::to_string(*std::ranges::find_if(ids, under_way))};
+}
+
+}  // namespace lmcn

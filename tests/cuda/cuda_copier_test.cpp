@@ -1,0 +1,328 @@
+// What only the CUDA copier promises: order with the engine's stream in both directions, and what every CUDA error ends in.
+#include <gtest/gtest.h>
+
+#include <future>
+#include <latch>
+#include <map>
+
+#include "copier_fixture.hpp"
+#include "fake_cudart.hpp"
+
+namespace lmcn::copier_suite {
+namespace {
+
+constexpr int kDevice = 1;
+
+/// A stream that does nothing until open().
+class Gate {
+ public:
+  Gate(cudaStream_t stream, int device) {
+    fake_cuda::enqueue(stream, device, [this] { latch_.wait(); });
+  }
+  ~Gate() { open(); }
+  Gate(const Gate&) = delete;
+  Gate& operator=(const Gate&) = delete;
+  void open() {
+    if (!latch_.try_wait()) latch_.count_down();
+  }
+
+ private:
+  std::latch latch_{1};
+};
+
+class CudaCopier : public CopierFixture {
+ protected:
+  CudaCopier() { fake_cuda::reset(); }
+  ~CudaCopier() override {
+    copier_.reset();
+    fake_cuda::destroy_stream(engine_);
+    fake_cuda::reset();
+  }
+  CopyJob engine_job(std::uint64_t id, CopyDirection direction, const std::vector<std::size_t>& slots) {
+    CopyJob made = job(id, direction, slots);
+    made.stream = reinterpret_cast<std::uint64_t>(engine_);
+    return made;
+  }
+  /// submit() on a thread of its own: false when it did not return in a minute.
+  bool submits_at_once(const CopyJob& job) {
+    std::packaged_task<Status()> task([&] { return copier_->submit(job); });
+    std::future<Status> done = task.get_future();
+    std::thread thread(std::move(task));
+    const bool returned = done.wait_for(60s) == std::future_status::ready;
+    if (returned) {
+      thread.join();
+      EXPECT_TRUE(done.get().ok());
+    } else {
+      thread.detach();
+    }
+    return returned;
+  }
+
+  const cudaStream_t engine_ = fake_cuda::create_stream(kDevice);
+};
+
+TEST_F(CudaCopier, AStoreWaitsForTheModelsWrites) {
+  for (const cudaStream_t stream : {engine_, cudaStream_t{nullptr}}) {
+    fake_cuda::reset();
+    ASSERT_TRUE(cudaSetDevice(kDevice) == cudaSuccess);  // whose legacy default stream is meant
+    PagedModel written(*backend_, case_, kNumBlocks);
+    std::byte* const memory = paged_->layout().layers[0].base;
+    paged_->fill(std::byte{1});
+    paged_->upload();
+    Gate gate(stream, kDevice);
+    fake_cuda::enqueue(stream, kDevice, [memory] { memory[0] = std::byte{2}; });
+    CopyJob gather = job(1, CopyDirection::kGather, {0});
+    gather.stream = reinterpret_cast<std::uint64_t>(stream);
+    ASSERT_TRUE(submits_at_once(gather));
+    // Until the copier either stands at the event or has copied too early.
+    ASSERT_TRUE(fake_cuda::wait_until([](const auto& s) { return s.streams_waiting > 0 || s.copies_done > 0; }));
+    EXPECT_EQ(fake_cuda::state().copies_done, 0);
+    EXPECT_TRUE(copier_->poll().empty());
+    EXPECT_EQ(state(0), RankState::kEmpty);
+    gate.open();
+    EXPECT_TRUE(only_result(1).ok);
+    EXPECT_EQ(arena_->image(0)[kPageBytes + static_cast<std::uint64_t>(slot_.rank_bytes)], std::byte{2}) << "rank 1's first byte";
+    EXPECT_EQ(state(0), RankState::kOk);
+    ASSERT_TRUE(cudaSetDevice(0) == cudaSuccess);
+    begin_slot(arena_->image(0), {}, {}, ArenaModel::kRanks * static_cast<std::uint64_t>(slot_.rank_bytes), ArenaModel::kRanks,
+               ArenaModel::generation(0));
+  }
+}
+
+TEST_F(CudaCopier, ALoadWaitsForTheModelsEarlierReads) {
+  const std::byte* const memory = paged_->layout().layers[0].base;
+  paged_->fill(std::byte{1});
+  paged_->upload();
+  Gate gate(engine_, kDevice);
+  std::byte read{};
+  fake_cuda::enqueue(engine_, kDevice, [&] { read = memory[0]; });
+  ASSERT_TRUE(submits_at_once(engine_job(1, CopyDirection::kScatter, {0})));
+  ASSERT_TRUE(fake_cuda::wait_until([](const auto& s) { return s.streams_waiting > 0 || s.copies_done > 0; }));
+  EXPECT_EQ(fake_cuda::state().copies_done, 0);
+  gate.open();
+  EXPECT_TRUE(only_result(1).ok);
+  fake_cuda::synchronize(engine_, kDevice);
+  EXPECT_EQ(read, std::byte{1});
+  EXPECT_EQ(memory[0], arena_->image(0)[kPageBytes + static_cast<std::uint64_t>(slot_.rank_bytes)]);
+}
+
+TEST_F(CudaCopier, SubmitDoesNotWaitWhereTheRuntimeHoldsItsCaller) {
+  fake_cuda::hold_callers(true);
+  Gate gate(engine_, kDevice);
+  EXPECT_TRUE(submits_at_once(engine_job(1, CopyDirection::kGather, {0})));
+  EXPECT_TRUE(submits_at_once(engine_job(2, CopyDirection::kScatter, {1})));
+  EXPECT_TRUE(copier_->poll().empty());
+  gate.open();
+  const std::uint64_t ids[] = {1, 2};
+  EXPECT_TRUE(copier_->wait(ids, 60s).ok());
+  EXPECT_EQ(copier_->poll().size(), 2u);
+}
+
+TEST_F(CudaCopier, ALoadDoesNotQueueBehindAStore) {
+  Gate gate(engine_, kDevice);
+  ASSERT_TRUE(copier_->submit(engine_job(1, CopyDirection::kGather, {0})).ok());
+  ASSERT_TRUE(fake_cuda::wait_until([](const auto& s) { return s.streams_waiting > 0; }));
+  const cudaStream_t other = fake_cuda::create_stream(kDevice);
+  CopyJob load = job(2, CopyDirection::kScatter, {1});
+  load.stream = reinterpret_cast<std::uint64_t>(other);
+  ASSERT_TRUE(copier_->submit(load).ok());
+  EXPECT_TRUE(only_result(2).ok);
+  gate.open();
+  EXPECT_TRUE(only_result(1).ok);
+  fake_cuda::destroy_stream(other);
+}
+
+TEST_F(CudaCopier, StreamsAreNonBlockingAndNothingIsLeftBehind) {
+  copier_.reset();
+  fake_cuda::reset();
+  const fake_cuda::State before = fake_cuda::state();
+  auto made = backend_->make(paged_->layout(), slot_, arena_->base(), arena_->bytes(), case_.options);
+  ASSERT_TRUE(made.ok());
+  copier_ = std::move(made).value();
+  EXPECT_EQ(fake_cuda::state().live_streams, before.live_streams + 2);
+  EXPECT_EQ(fake_cuda::state().blocking_streams, 0);
+  ASSERT_TRUE(copier_->submit(engine_job(1, CopyDirection::kGather, {0})).ok());
+  EXPECT_TRUE(only_result(1).ok);
+  copier_.reset();
+  EXPECT_EQ(fake_cuda::state().live_streams, before.live_streams);
+  EXPECT_EQ(fake_cuda::state().live_events, before.live_events);
+}
+
+TEST_F(CudaCopier, MoreJobsThanPooledEventsAllEnd) {
+  Gate gate(engine_, kDevice);
+  std::vector<std::uint64_t> ids;
+  for (std::uint64_t id = 0; id < 60; ++id) {
+    ASSERT_TRUE(submits_at_once(engine_job(id, CopyDirection::kGather, {id % kSlots})));
+    ids.push_back(id);
+  }
+  gate.open();
+  ASSERT_TRUE(copier_->wait(ids, 60s).ok());
+  const std::vector<CopyDone> done = copier_->poll();
+  EXPECT_EQ(done.size(), 60u);
+  for (const CopyDone& d : done) EXPECT_TRUE(d.ok) << d.message;
+  for (std::size_t s = 0; s < kSlots; ++s) expect_gathered(s);
+  EXPECT_EQ(arena_->compare(), "");
+}
+
+// Every call a job makes, made to fail once, for each time the job makes it.
+TEST_F(CudaCopier, AnErrorOfAnyCallFailsTheJobAndPublishesNothing) {
+  const char* const calls[] = {"cudaGetDevice",   "cudaSetDevice",  "cudaEventRecord",     "cudaStreamWaitEvent",
+                               "cudaMemcpyAsync", "cudaEventQuery", "cudaEventElapsedTime"};
+  for (const CopyDirection direction : {CopyDirection::kGather, CopyDirection::kScatter}) {
+    // On the default stream, which is the one that needs the device to be current. Counts what a job calls.
+    fake_cuda::reset();
+    ASSERT_TRUE(copier_->submit(job(1, direction, {0, 1})).ok());
+    ASSERT_TRUE(only_result(1).ok);
+    std::map<std::string, int> made;
+    for (const char* call : calls) made[call] = std::string(call) == "cudaEventQuery" ? 1 : fake_cuda::calls(call);
+    made["cudaSetDevice"] = 1;  // the second one goes back to the device before and may fail unheard
+    ASSERT_GE(made["cudaMemcpyAsync"], 4);
+    ASSERT_EQ(made["cudaEventRecord"], 3);
+    std::uint32_t loads = direction == CopyDirection::kScatter ? 1 : 0;
+    for (const auto& [call, times] : made) {
+      ASSERT_GE(times, 1) << call << " is not called any more";
+      for (int nth = 1; nth <= times; ++nth) {
+        SCOPED_TRACE(call + " call " + std::to_string(nth));
+        for (const std::size_t s : {0, 1}) {
+          const std::uint32_t generation = ArenaModel::generation(s);
+          begin_slot(arena_->image(s), {}, {}, ArenaModel::kRanks * static_cast<std::uint64_t>(slot_.rank_bytes),
+                     ArenaModel::kRanks, generation);
+        }
+        loads = 0;
+        fake_cuda::reset();
+        fake_cuda::fail(call, nth, cudaErrorMemoryAllocation);
+        ASSERT_TRUE(copier_->submit(job(2, direction, {0, 1})).ok());
+        EXPECT_EQ(cudaGetLastError(), cudaSuccess) << "left for the engine to find";
+        const CopyDone done = only_result(2);
+        EXPECT_FALSE(done.ok);
+        EXPECT_EQ(done.bytes, 0u);
+        EXPECT_EQ(done.failed_items, (std::vector<std::uint32_t>{0, 1}));
+        EXPECT_EQ(done.message, call + ": out of memory (2)");
+        for (const std::size_t s : {0, 1}) {
+          if (direction == CopyDirection::kGather) {
+            EXPECT_EQ(state(s), RankState::kFailed);
+          } else {
+            EXPECT_EQ(state(s), RankState::kEmpty);
+            EXPECT_EQ(loads_done(arena_->image(s), 1), loads + 1);
+          }
+        }
+        // The copier goes on.
+        ASSERT_TRUE(copier_->submit(job(3, direction, {0, 1})).ok());
+        EXPECT_TRUE(only_result(3).ok);
+      }
+    }
+  }
+}
+
+TEST_F(CudaCopier, AnErrorOfARowCopyFailsTheJob) {
+  Case rows = case_;
+  rows.order = Order::kHeadsOuter;
+  PagedModel paged(*backend_, rows, kNumBlocks);
+  copier_ = std::move(backend_->make(paged.layout(), slot_, arena_->base(), arena_->bytes(), rows.options)).value();
+  fake_cuda::fail("cudaMemcpy2DAsync", 2, cudaErrorInvalidValue);
+  ASSERT_TRUE(copier_->submit(engine_job(1, CopyDirection::kGather, {0})).ok());
+  EXPECT_EQ(only_result(1).message, "cudaMemcpy2DAsync: invalid argument (1)");
+  EXPECT_EQ(state(0), RankState::kFailed);
+}
+
+TEST_F(CudaCopier, AnErrorOfMakingMoreEventsFailsThatJobOnly) {
+  Gate gate(engine_, kDevice);
+  fake_cuda::fail("cudaEventCreateWithFlags", 1, cudaErrorMemoryAllocation);
+  std::vector<std::uint64_t> ids;
+  for (std::uint64_t id = 0; id < 40; ++id) {
+    ASSERT_TRUE(copier_->submit(engine_job(id, CopyDirection::kGather, {id % kSlots})).ok());
+    ids.push_back(id);
+  }
+  EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+  gate.open();
+  ASSERT_TRUE(copier_->wait(ids, 60s).ok());
+  int failed = 0;
+  for (const CopyDone& done : copier_->poll()) {
+    if (done.ok) continue;
+    ++failed;
+    EXPECT_EQ(done.message, "cudaEventCreateWithFlags: out of memory (2)");
+  }
+  EXPECT_EQ(failed, 1);
+}
+
+// A slot that is told kFailed may be handed out anew: no copy into it may still be under way.
+TEST_F(CudaCopier, AFailureIsPublishedOnlyAfterTheIssuedCopiesEnded) {
+  Gate gate(engine_, kDevice);
+  fake_cuda::fail("cudaMemcpyAsync", 2, cudaErrorInvalidValue);
+  ASSERT_TRUE(copier_->submit(engine_job(1, CopyDirection::kGather, {0})).ok());
+  ASSERT_TRUE(fake_cuda::wait_until([&](const auto& s) { return s.threads_waiting > 0 || state(0) != RankState::kEmpty; }));
+  EXPECT_EQ(state(0), RankState::kEmpty);
+  EXPECT_TRUE(copier_->poll().empty());
+  gate.open();
+  EXPECT_FALSE(only_result(1).ok);
+  EXPECT_EQ(state(0), RankState::kFailed);
+}
+
+TEST_F(CudaCopier, ALostDeviceFailsJobsAndTellsNothingOfCopiesThatMayStillRun) {
+  fake_cuda::fail("cudaMemcpyAsync", 2, cudaErrorIllegalAddress, true);
+  ASSERT_TRUE(copier_->submit(engine_job(1, CopyDirection::kGather, {0})).ok());
+  EXPECT_EQ(only_result(1).message, "cudaMemcpyAsync: an illegal memory access was encountered (700)");
+  EXPECT_EQ(state(0), RankState::kEmpty) << "one copy was issued and its end cannot be known";
+  ASSERT_TRUE(copier_->submit(engine_job(2, CopyDirection::kGather, {1})).ok());
+  EXPECT_EQ(only_result(2).message, "cudaEventRecord: an illegal memory access was encountered (700)");
+  EXPECT_EQ(state(1), RankState::kFailed) << "nothing was issued";
+  ASSERT_TRUE(copier_->submit(engine_job(3, CopyDirection::kScatter, {1})).ok());
+  EXPECT_FALSE(only_result(3).ok);
+  EXPECT_EQ(loads_done(arena_->image(1), 1), 1u);
+}
+
+TEST_F(CudaCopier, ASubmitLeavesTheThreadsDeviceAlone) {
+  ASSERT_TRUE(cudaSetDevice(0) == cudaSuccess);
+  ASSERT_TRUE(copier_->submit(job(1, CopyDirection::kGather, {0})).ok());  // default stream: device 1's
+  EXPECT_TRUE(only_result(1).ok);
+  int device = -1;
+  ASSERT_TRUE(cudaGetDevice(&device) == cudaSuccess);
+  EXPECT_EQ(device, 0);
+}
+
+class MakeCudaCopier : public CudaCopier {
+ protected:
+  std::string make(const PagedKvLayout& paged, int device) {
+    const auto made = make_cuda_copier(paged, slot_, arena_->base(), arena_->bytes(), case_.options, device);
+    return made.ok() ? "made" : made.status().to_string();
+  }
+};
+
+TEST_F(MakeCudaCopier, SaysWhatIsMissing) {
+  EXPECT_EQ(make(paged_->layout(), 1), "made");
+  EXPECT_EQ(make(paged_->layout(), 2), "invalid_argument: device is 2, must be in 0..1");
+  EXPECT_EQ(make(paged_->layout(), -1), "invalid_argument: device is -1, must be in 0..1");
+  EXPECT_EQ(make(paged_->layout(), 0).find("invalid_argument: layers[0].base is memory of type 2 on device 1"), 0u);
+  PagedKvLayout on_host = paged_->layout();
+  std::vector<std::byte> memory(65536);
+  on_host.layers[1].base = memory.data();
+  EXPECT_EQ(make(on_host, 1).find("invalid_argument: layers[1].base is memory of type 0"), 0u);
+  fake_cuda::set_devices(0);
+  EXPECT_EQ(make(paged_->layout(), 0), "unavailable: no CUDA device");
+  fake_cuda::fail("cudaGetDeviceCount", 1, cudaErrorInsufficientDriver);
+  EXPECT_EQ(make(paged_->layout(), 0),
+            "unavailable: cudaGetDeviceCount: CUDA driver version is insufficient for CUDA runtime version (35)");
+  EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+}
+
+TEST_F(MakeCudaCopier, AnErrorOfAnyCallIsItsStatusAndLeavesNothingBehind) {
+  const fake_cuda::State before = fake_cuda::state();
+  ASSERT_EQ(make(paged_->layout(), 1), "made");
+  for (const std::string call : {"cudaSetDevice", "cudaStreamCreateWithFlags", "cudaDeviceGetAttribute", "cudaEventCreateWithFlags",
+                                 "cudaPointerGetAttributes"}) {
+    const int times = fake_cuda::calls(call);
+    ASSERT_GE(times, 2) << call;  // once a lane at least
+    for (int nth = 1; nth <= times; ++nth) {
+      fake_cuda::reset();
+      fake_cuda::fail(call, nth, cudaErrorMemoryAllocation);
+      EXPECT_NE(make(paged_->layout(), 1).find(": " + call + ": out of memory (2)"), std::string::npos) << call << " " << nth;
+    }
+    fake_cuda::reset();
+    ASSERT_EQ(make(paged_->layout(), 1), "made");
+  }
+  EXPECT_EQ(fake_cuda::state().live_streams, before.live_streams);
+  EXPECT_EQ(fake_cuda::state().live_events, before.live_events);
+}
+
+}  // namespace
+}  // namespace lmcn::copier_suite

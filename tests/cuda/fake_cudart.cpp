@@ -1,0 +1,506 @@
+#include "fake_cudart.hpp"
+
+#include <array>
+#include <chrono>
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <thread>
+#include <utility>
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct Event {
+  int device = 0;
+  bool timing = false;
+  std::uint64_t recorded = 0, reached = 0;
+  Clock::time_point when{};
+};
+
+struct Injection {
+  int nth = 0;
+  cudaError_t error = cudaSuccess;
+  bool sticky = false;
+};
+
+struct Allocation {
+  std::size_t bytes = 0;
+  int device = 0;
+};
+
+// One lock for all: the fake is about order, not speed.
+std::mutex g_mutex;
+std::condition_variable g_changed;
+fake_cuda::State g_state;
+std::map<std::string, Injection> g_injections;
+std::map<std::string, int> g_calls;
+cudaError_t g_sticky = cudaSuccess;
+int g_devices = fake_cuda::kDevices;
+bool g_hold_callers = false;
+std::map<std::byte*, Allocation> g_memory;
+std::set<Event*> g_events;
+
+thread_local int t_device = 0;
+thread_local cudaError_t t_last = cudaSuccess;
+
+class Stream {
+ public:
+  explicit Stream(int device) : device_(device), thread_([this] { run(); }) {}
+  ~Stream() {
+    {
+      std::lock_guard lock(g_mutex);
+      stop_ = true;
+    }
+    g_changed.notify_all();
+    thread_.join();
+  }
+  int device() const { return device_; }
+
+  /// All REQUIRE g_mutex. `ready`: checked under g_mutex until true; then `work` runs without the lock.
+  void push(std::function<bool()> ready, std::function<void()> work) {
+    queue_.push_back({std::move(ready), std::move(work)});
+    ++pushed_;
+    g_changed.notify_all();
+  }
+  std::uint64_t pushed() const { return pushed_; }
+  bool ended(std::uint64_t operation) const { return ended_ >= operation; }
+
+ private:
+  struct Operation {
+    std::function<bool()> ready;
+    std::function<void()> work;
+  };
+
+  void run() {
+    std::unique_lock lock(g_mutex);
+    for (;;) {
+      g_changed.wait(lock, [&] { return stop_ || !queue_.empty(); });
+      if (queue_.empty()) return;
+      Operation operation = std::move(queue_.front());
+      queue_.pop_front();
+      if (operation.ready && !operation.ready()) {
+        ++g_state.streams_waiting;
+        g_changed.notify_all();
+        g_changed.wait(lock, operation.ready);
+        --g_state.streams_waiting;
+      }
+      if (operation.work) {
+        lock.unlock();
+        operation.work();
+        lock.lock();
+      }
+      ++ended_;
+      g_changed.notify_all();
+    }
+  }
+
+  const int device_;
+  std::deque<Operation> queue_;
+  std::uint64_t pushed_ = 0, ended_ = 0;
+  bool stop_ = false;
+  std::thread thread_;
+};
+
+std::set<Stream*> g_streams;
+
+Stream* default_stream(int device) {
+  static std::array<Stream, fake_cuda::kDevices> streams{Stream(0), Stream(1)};
+  return &streams.at(static_cast<std::size_t>(device));
+}
+
+// nullptr: not a stream. REQUIRES g_mutex.
+Stream* resolve(cudaStream_t handle, int device) {
+  if (handle == nullptr || handle == cudaStreamLegacy) return default_stream(device);
+  auto* const stream = reinterpret_cast<Stream*>(handle);
+  return g_streams.contains(stream) ? stream : nullptr;
+}
+
+cudaError_t fail_with(cudaError_t error) {
+  t_last = error;
+  return error;
+}
+
+// Counts the call and says whether it is to fail. REQUIRES g_mutex.
+std::optional<cudaError_t> injected(const std::string& call) {
+  ++g_calls[call];
+  if (g_sticky != cudaSuccess) return fail_with(g_sticky);
+  const auto found = g_injections.find(call);
+  if (found == g_injections.end() || --found->second.nth > 0) return std::nullopt;
+  const Injection injection = found->second;
+  g_injections.erase(found);
+  if (injection.sticky) g_sticky = injection.error;
+  return fail_with(injection.error);
+}
+
+const Allocation* allocation_of(const std::byte* address, std::size_t extent) {
+  auto after = g_memory.upper_bound(const_cast<std::byte*>(address));
+  if (after == g_memory.begin()) return nullptr;
+  const auto& [begin, allocation] = *--after;
+  const auto at = static_cast<std::size_t>(address - begin);
+  return at < allocation.bytes && extent <= allocation.bytes - at ? &allocation : nullptr;
+}
+
+// One side on the device, whole in one allocation, the other wholly in host memory.
+bool sides_fit(const void* to, std::size_t to_extent, const void* from, std::size_t from_extent, cudaMemcpyKind kind) {
+  const auto* t = static_cast<const std::byte*>(to);
+  const auto* f = static_cast<const std::byte*>(from);
+  if (kind == cudaMemcpyDeviceToHost) return allocation_of(f, from_extent) != nullptr && allocation_of(t, 1) == nullptr;
+  if (kind == cudaMemcpyHostToDevice) return allocation_of(t, to_extent) != nullptr && allocation_of(f, 1) == nullptr;
+  return false;
+}
+
+cudaError_t enqueue_copy(std::unique_lock<std::mutex>& lock, cudaStream_t handle, std::function<void()> copy) {
+  Stream* const stream = resolve(handle, t_device);
+  if (stream == nullptr) return fail_with(cudaErrorInvalidResourceHandle);
+  stream->push({}, [copy = std::move(copy)] {
+    copy();
+    std::lock_guard guard(g_mutex);
+    ++g_state.copies_done;
+  });
+  if (g_hold_callers) {
+    const std::uint64_t operation = stream->pushed();
+    ++g_state.threads_waiting;
+    g_changed.notify_all();
+    g_changed.wait(lock, [&] { return stream->ended(operation); });
+    --g_state.threads_waiting;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace
+
+namespace fake_cuda {
+
+void reset() {
+  std::lock_guard lock(g_mutex);
+  g_state.copies_done = 0;
+  g_state.blocking_streams = 0;
+  g_injections.clear();
+  g_calls.clear();
+  g_sticky = cudaSuccess;
+  g_devices = kDevices;
+  g_hold_callers = false;
+}
+
+State state() {
+  std::lock_guard lock(g_mutex);
+  return g_state;
+}
+
+bool wait_until(const std::function<bool(const State&)>& reached) {
+  const auto deadline = Clock::now() + std::chrono::minutes(1);
+  std::unique_lock lock(g_mutex);
+  while (!reached(g_state)) {
+    if (Clock::now() > deadline) return false;
+    g_changed.wait_for(lock, std::chrono::milliseconds(1));
+  }
+  return true;
+}
+
+void fail(const std::string& call, int nth, cudaError_t error, bool sticky) {
+  std::lock_guard lock(g_mutex);
+  g_injections[call] = {nth, error, sticky};
+}
+
+int calls(const std::string& call) {
+  std::lock_guard lock(g_mutex);
+  return g_calls[call];
+}
+
+void set_devices(int devices) {
+  std::lock_guard lock(g_mutex);
+  g_devices = devices;
+}
+
+void hold_callers(bool hold) {
+  std::lock_guard lock(g_mutex);
+  g_hold_callers = hold;
+}
+
+std::byte* allocate(std::size_t bytes, int device) {
+  auto* const memory = new std::byte[bytes];  // exactly: ASan sees the first byte past the end
+  std::lock_guard lock(g_mutex);
+  g_memory[memory] = {bytes, device};
+  return memory;
+}
+
+void release(std::byte* memory) {
+  {
+    std::lock_guard lock(g_mutex);
+    g_memory.erase(memory);
+  }
+  delete[] memory;
+}
+
+cudaStream_t create_stream(int device) {
+  auto* const stream = new Stream(device);
+  std::lock_guard lock(g_mutex);
+  g_streams.insert(stream);
+  return reinterpret_cast<cudaStream_t>(stream);
+}
+
+void destroy_stream(cudaStream_t handle) {
+  auto* const stream = reinterpret_cast<Stream*>(handle);
+  {
+    std::lock_guard lock(g_mutex);
+    g_streams.erase(stream);
+  }
+  delete stream;
+}
+
+void enqueue(cudaStream_t handle, int device, std::function<void()> work) {
+  std::lock_guard lock(g_mutex);
+  resolve(handle, device)->push({}, std::move(work));
+}
+
+void synchronize(cudaStream_t handle, int device) {
+  std::unique_lock lock(g_mutex);
+  const Stream* const stream = resolve(handle, device);
+  g_changed.wait(lock, [&, operation = stream->pushed()] { return stream->ended(operation); });
+}
+
+}  // namespace fake_cuda
+
+extern "C" {
+
+const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
+    case cudaErrorInvalidResourceHandle:
+      return "invalid resource handle";
+    case cudaErrorIllegalAddress:
+      return "an illegal memory access was encountered";
+    case cudaErrorInsufficientDriver:
+      return "CUDA driver version is insufficient for CUDA runtime version";
+    case cudaErrorNotReady:
+      return "device not ready";
+    default:
+      return "some other error";
+  }
+}
+
+cudaError_t cudaGetLastError() {
+  return std::exchange(t_last, cudaSuccess);
+}
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  std::lock_guard lock(g_mutex);
+  if (const auto error = injected("cudaGetDeviceCount")) return *error;
+  *count = g_devices;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDevice(int* device) {
+  std::lock_guard lock(g_mutex);
+  if (const auto error = injected("cudaGetDevice")) return *error;
+  *device = t_device;
+  return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int device) {
+  std::lock_guard lock(g_mutex);
+  if (const auto error = injected("cudaSetDevice")) return *error;
+  t_device = device;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  std::lock_guard lock(g_mutex);
+  if (const auto error = injected("cudaDeviceGetAttribute")) return *error;
+  if (attribute != cudaDevAttrMaxPitch) return fail_with(cudaErrorInvalidValue);
+  *value = 2048;  // real devices: 2^31-1; small here so that both ways of copying rows are taken
+  return cudaSuccess;
+}
+
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* address) {
+  std::lock_guard lock(g_mutex);
+  if (const auto error = injected("cudaPointerGetAttributes")) return *error;
+  const Allocation* const allocation = allocation_of(static_cast<const std::byte*>(address), 1);
+  *attributes = {};
+  attributes->type = allocation != nullptr ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
+  attributes->device = allocation != nullptr ? allocation->device : cudaInvalidDeviceId;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+  {
+    std::lock_guard lock(g_mutex);
+    if (const auto error = injected("cudaStreamCreateWithFlags")) return *error;
+    ++g_state.live_streams;
+    if (flags != cudaStreamNonBlocking) ++g_state.blocking_streams;
+  }
+  *stream = fake_cuda::create_stream(t_device);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  {
+    std::lock_guard lock(g_mutex);
+    --g_state.live_streams;
+  }
+  fake_cuda::destroy_stream(stream);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
+  std::unique_lock lock(g_mutex);
+  if (const auto error = injected("cudaStreamSynchronize")) return *error;
+  const Stream* const stream = resolve(handle, t_device);
+  if (stream == nullptr) return fail_with(cudaErrorInvalidResourceHandle);
+  ++g_state.threads_waiting;
+  g_changed.notify_all();
+  g_changed.wait(lock, [&, operation = stream->pushed()] { return stream->ended(operation); });
+  --g_state.threads_waiting;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event_handle, unsigned) {
+  std::lock_guard lock(g_mutex);
+  if (const auto error = injected("cudaStreamWaitEvent")) return *error;
+  Stream* const stream = resolve(handle, t_device);
+  const Event* const event = reinterpret_cast<Event*>(event_handle);
+  if (stream == nullptr || !g_events.contains(reinterpret_cast<Event*>(event_handle)))
+    return fail_with(cudaErrorInvalidResourceHandle);
+  // Waits for the last record before this call; a later one does not matter.
+  stream->push([event, mark = event->recorded] { return event->reached >= mark; }, {});
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
+  std::lock_guard lock(g_mutex);
+  if (const auto error = injected("cudaEventCreateWithFlags")) return *error;
+  auto* const made = new Event{.device = t_device, .timing = (flags & cudaEventDisableTiming) == 0};
+  g_events.insert(made);
+  ++g_state.live_events;
+  *event = reinterpret_cast<cudaEvent_t>(made);
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t handle) {
+  std::lock_guard lock(g_mutex);
+  g_events.erase(reinterpret_cast<Event*>(handle));
+  delete reinterpret_cast<Event*>(handle);
+  --g_state.live_events;
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event_handle, cudaStream_t handle) {
+  std::lock_guard lock(g_mutex);
+  if (const auto error = injected("cudaEventRecord")) return *error;
+  Stream* const stream = resolve(handle, t_device);
+  auto* const event = reinterpret_cast<Event*>(event_handle);
+  if (stream == nullptr || !g_events.contains(event) || stream->device() != event->device) {
+    return fail_with(cudaErrorInvalidResourceHandle);
+  }
+  stream->push({}, [event, mark = ++event->recorded] {
+    std::lock_guard guard(g_mutex);
+    event->reached = mark;
+    event->when = Clock::now();
+  });
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t handle) {
+  std::lock_guard lock(g_mutex);
+  if (const auto error = injected("cudaEventQuery")) return *error;
+  auto* const event = reinterpret_cast<Event*>(handle);
+  if (!g_events.contains(event)) return fail_with(cudaErrorInvalidResourceHandle);
+  return event->reached == event->recorded ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from_handle, cudaEvent_t to_handle) {
+  std::lock_guard lock(g_mutex);
+  if (const auto error = injected("cudaEventElapsedTime")) return *error;
+  const auto* const from = reinterpret_cast<Event*>(from_handle);
+  const auto* const to = reinterpret_cast<Event*>(to_handle);
+  if (!from->timing || !to->timing || from->recorded == 0 || to->recorded == 0) return fail_with(cudaErrorInvalidResourceHandle);
+  if (from->reached != from->recorded || to->reached != to->recorded) return fail_with(cudaErrorNotReady);
+  *milliseconds = std::chrono::duration<float, std::milli>(to->when - from->when).count();
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  std::unique_lock lock(g_mutex);
+  if (const auto error = injected("cudaMemcpyAsync")) return *error;
+  if (bytes == 0 || !sides_fit(to, bytes, from, bytes, kind)) return fail_with(cudaErrorInvalidValue);
+  return enqueue_copy(lock, stream, [=] { std::memcpy(to, from, bytes); });
+}
+
+cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch, std::size_t width,
+                              std::size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
+  std::unique_lock lock(g_mutex);
+  if (const auto error = injected("cudaMemcpy2DAsync")) return *error;
+  const bool pitches_fit = to_pitch >= width && from_pitch >= width && to_pitch <= 2048 && from_pitch <= 2048;
+  if (width == 0 || height == 0 || !pitches_fit ||
+      !sides_fit(to, (height - 1) * to_pitch + width, from, (height - 1) * from_pitch + width, kind)) {
+    return fail_with(cudaErrorInvalidValue);
+  }
+  return enqueue_copy(lock, stream, [=] {
+    for (std::size_t row = 0; row < height; ++row) {
+      std::memcpy(static_cast<std::byte*>(to) + row * to_pitch, static_cast<const std::byte*>(from) + row * from_pitch, width);
+    }
+  });
+}
+
+// What only gpu_check calls.
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  *properties = {};
+  std::strcpy(properties->name, "fake runtime on the CPU");
+  return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+  *memory = fake_cuda::allocate(bytes, t_device);
+  return cudaSuccess;
+}
+
+cudaError_t cudaFree(void* memory) {
+  fake_cuda::release(static_cast<std::byte*>(memory));
+  return cudaSuccess;
+}
+
+cudaError_t cudaHostRegister(void*, std::size_t, unsigned) {
+  return cudaSuccess;
+}
+cudaError_t cudaHostUnregister(void*) {
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
+  {
+    std::lock_guard lock(g_mutex);
+    if (!sides_fit(to, bytes, from, bytes, kind)) return fail_with(cudaErrorInvalidValue);
+  }
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemset(void* memory, int value, std::size_t bytes) {
+  std::memset(memory, value, bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t stream) {
+  fake_cuda::enqueue(stream, t_device, [=] { std::memset(memory, value, bytes); });
+  return cudaSuccess;
+}
+
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
+  fake_cuda::enqueue(stream, t_device, [=] { function(data); });
+  return cudaSuccess;
+}
+
+}  // extern "C"

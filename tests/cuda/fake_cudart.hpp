@@ -1,0 +1,50 @@
+// A link-level stand-in for the CUDA runtime calls the project makes: device memory is host memory, a stream is a thread that does
+// its operations in order, an event is a mark in a stream. As strict as the real one where a copier could go wrong: copies must
+// stay inside one allocation of the right kind, events belong to devices, errors stay with the thread until fetched.
+// Not shown here: what only a device has (alignment faults, copy engines running side by side, its memory model).
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <functional>
+#include <string>
+
+namespace fake_cuda {
+
+constexpr int kDevices = 2;
+
+struct State {
+  int copies_done = 0;      // executed by streams
+  int streams_waiting = 0;  // streams that stand at an event not yet reached
+  int threads_waiting = 0;  // threads inside cudaStreamSynchronize, or in a copy of pageable memory
+  int live_streams = 0, live_events = 0;
+  int blocking_streams = 0;  // created without cudaStreamNonBlocking
+};
+
+/// Forgets counters and injected errors. Streams, events and memory live on.
+void reset();
+State state();
+/// Waits until `reached(state)`; evaluated whenever the state changes and every millisecond. false: a minute passed.
+bool wait_until(const std::function<bool(const State&)>& reached);
+
+/// The `nth` call (1 = next) of `call` from now on returns `error`. `sticky`: every later call of anything does too.
+void fail(const std::string& call, int nth, cudaError_t error, bool sticky = false);
+/// Calls of `call` since reset().
+int calls(const std::string& call);
+/// As many devices as cudaGetDeviceCount reports; the default is kDevices.
+void set_devices(int devices);
+/// Copies hold their caller until they are done, as the real ones may when the host memory is not registered.
+void hold_callers(bool hold);
+
+/// Memory of `device` for cudaPointerGetAttributes and the range checks of copies.
+std::byte* allocate(std::size_t bytes, int device);
+void release(std::byte* memory);
+
+/// An engine's stream on `device`, and something for a stream to do (nullptr: the legacy default stream of the device).
+cudaStream_t create_stream(int device);
+void destroy_stream(cudaStream_t stream);
+void enqueue(cudaStream_t stream, int device, std::function<void()> work);
+void synchronize(cudaStream_t stream, int device);
+
+}  // namespace fake_cuda
