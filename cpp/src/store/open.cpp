@@ -147,6 +147,23 @@ void StoreCore::on_rank_gone(std::uint32_t rank) {
   sweep_quarantine();
 }
 
+void StoreCore::job_not_started(std::uint32_t rank, std::span<const SlotRef> refs, bool load) {
+  if (rank >= options.rank_count) return;
+  std::lock_guard lock(mu);
+  for (const SlotRef& ref : refs) {
+    for (SlotId id = 0; id < slots.size(); ++id) {
+      SlotRecord& record = slots[id];
+      if (!record.in_use || record.slot.offset != ref.offset || record.slot.generation != ref.generation) continue;
+      if (load) {
+        if (loads_done(image(id), rank) != record.loads_issued) count_load_done(image(id), rank);
+      } else if (rank_state(image(id), rank, ref.generation) == RankState::kEmpty) {
+        publish_rank(image(id), rank, ref.generation, RankState::kFailed);
+      }
+    }
+  }
+  sweep_quarantine();
+}
+
 Status StoreCore::close(std::chrono::milliseconds deadline) {
   Status result;
   if (log && keeper.joinable()) result = flush(deadline);

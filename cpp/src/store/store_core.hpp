@@ -69,6 +69,7 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
                              bool for_worker) override;
   std::unique_ptr<Request> begin_request(const NamespaceId& ns, const RequestOptions& request_options) override;
   Result<ReadLease> acquire(const NamespaceId& ns, std::span<const ChunkKey> keys, std::chrono::milliseconds deadline) override;
+  void job_not_started(std::uint32_t rank, std::span<const SlotRef> refs, bool load) override;
   void touch(std::span<const ChunkKey> keys) override;
   bool erase(const ChunkKey& key) override;
   void clear() override;

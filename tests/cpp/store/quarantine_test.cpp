@@ -146,6 +146,29 @@ TEST_F(QuarantineTest, ACommitBeforeTheWordDoesNotPublish) {
   EXPECT_TRUE(can_be_reused(slot.offset, 50'000));
 }
 
+TEST_F(QuarantineTest, AJobThatCouldNotStartGivesItsSlotsBack) {
+  auto fill_lease = store->reserve(ns, keys(0, 1), kChunk, true);
+  const SlotRef slot = fill_lease->slots()[0];
+  EXPECT_EQ(fill_lease->commit(), 0u);
+  EXPECT_EQ(store->stats().host_quarantined_slots, 1u);
+  const SlotRef older{slot.offset, slot.generation - 1};
+  store->job_not_started(0, std::span(&older, 1), false);
+  EXPECT_EQ(store->stats().host_quarantined_slots, 1u);
+  store->job_not_started(0, std::span(&slot, 1), false);
+  EXPECT_EQ(store->stats().host_quarantined_slots, 0u);
+
+  ASSERT_TRUE(put(1));
+  auto request = store->begin_request(ns, {});
+  ASSERT_EQ(request->lookup(key(1)), Presence::kHit);
+  auto lease = request->acquire(keys(1, 2), true);
+  const SlotRef read = lease->slots()[0];
+  lease->release();
+  request->end();
+  EXPECT_FALSE(can_be_reused(read.offset, 1000));
+  store->job_not_started(0, std::span(&read, 1), true);
+  EXPECT_TRUE(can_be_reused(read.offset, 50'000));
+}
+
 TEST_F(QuarantineTest, AWorkerThatDiesGivesItsSlotsBack) {
   auto lease = store->reserve(ns, keys(0, 1), kChunk, true);
   const SlotRef slot = lease->slots()[0];
