@@ -1,0 +1,262 @@
+#include "lmcn/store.hpp"
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/filesystem.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/unique_ptr.h>
+
+#include <filesystem>
+#include <new>
+#include <optional>
+#include <string>
+
+#include "arguments.hpp"
+#include "bindings.hpp"
+#include "status.hpp"
+
+namespace lmcn::python {
+
+std::shared_ptr<TieredStore> StoreObject::get() const {
+  if (store == nullptr) throw StatusError(Status(Code::kUnavailable, "the store is closed"));
+  return store;
+}
+
+namespace {
+
+/// Runs `work` on the open store without the GIL. The shared pointer outlives the released section on purpose: the store's
+/// last owner must hold the GIL.
+template <class Work>
+auto without_gil(const StoreObject& self, Work work) {
+  const std::shared_ptr<TieredStore> store = self.get();
+  nb::gil_scoped_release release;
+  return work(*store);
+}
+
+void open(StoreObject* self, std::uint64_t host_bytes, std::optional<std::filesystem::path> directory, std::uint64_t nvme_bytes,
+          std::uint32_t rank_count, std::uint64_t max_payload_bytes, std::uint64_t region_bytes, std::string io_engine,
+          std::string cache_policy, bool fail_when_locked, double lock_wait_s, unsigned populate_threads,
+          double promotion_deadline_s, std::uint64_t promotion_budget_bytes, double request_ttl_s) {
+  StoreOptions options;
+  options.host_bytes = host_bytes;
+  if (directory) options.directory = directory->string();
+  options.nvme_bytes = nvme_bytes;
+  options.rank_count = rank_count;
+  options.max_payload_bytes = max_payload_bytes;
+  options.region_bytes = region_bytes;
+  options.io_engine = std::move(io_engine);
+  options.cache_policy = std::move(cache_policy);
+  options.fail_when_locked = fail_when_locked;
+  options.lock_wait = milliseconds(lock_wait_s, "lock_wait_s");
+  options.populate_threads = populate_threads;
+  options.promotion_deadline = milliseconds(promotion_deadline_s, "promotion_deadline_s");
+  options.promotion_budget_bytes = promotion_budget_bytes;
+  options.request_ttl = milliseconds(request_ttl_s, "request_ttl_s");
+
+  auto opened = [&] {
+    nb::gil_scoped_release release;
+    return TieredStore::open(options);
+  }();
+  new (self) StoreObject{std::shared_ptr<TieredStore>(take(std::move(opened)).release(),
+                                                      [](TieredStore* store) {
+                                                        nb::gil_scoped_release release;
+                                                        delete store;
+                                                      }),
+                         rank_count};
+}
+
+WriteLeaseObject reserve(const StoreObject& self, const NamespaceId& ns, std::span<const ChunkKey> keys,
+                         std::uint64_t payload_bytes, bool for_worker) {
+  const std::shared_ptr<TieredStore> store = self.get();
+  auto lease = [&] {
+    nb::gil_scoped_release release;
+    return store->reserve(ns, keys, payload_bytes, for_worker);
+  }();
+  return {store, take(std::move(lease)), self.rank_count};
+}
+
+WriteLeaseObject reserve_keys(const StoreObject& self, nb::bytes ns, nb::handle keys, std::uint64_t payload_bytes,
+                              bool for_worker) {
+  const KeysArgument argument(keys, "keys");
+  return reserve(self, namespace_id(ns, "namespace"), argument.span(), payload_bytes, for_worker);
+}
+
+WriteLeaseObject reserve_engine_keys(const StoreObject& self, nb::bytes ns, nb::handle engine_keys, std::uint64_t payload_bytes,
+                                     bool for_worker) {
+  const ByteStringsArgument argument(engine_keys, "engine_keys");
+  const KeyDeriver deriver(namespace_id(ns, "namespace"));
+  std::vector<ChunkKey> keys;
+  {
+    nb::gil_scoped_release release;
+    keys.reserve(argument.spans().size());
+    for (std::span<const std::byte> key : argument.spans()) keys.push_back(deriver.derive(key));
+  }
+  return reserve(self, deriver.ns(), keys, payload_bytes, for_worker);
+}
+
+RequestObject begin_request(const StoreObject& self, nb::bytes ns, std::uint64_t budget_bytes, double deadline_s) {
+  const NamespaceId id = namespace_id(ns, "namespace");
+  const RequestOptions options{budget_bytes, milliseconds(deadline_s, "promotion_deadline_s")};
+  const std::shared_ptr<TieredStore> store = self.get();
+  nb::gil_scoped_release release;
+  return {store, store->begin_request(id, options)};
+}
+
+ReadLeaseObject acquire(const StoreObject& self, nb::bytes ns, nb::handle keys, double timeout_s) {
+  const NamespaceId id = namespace_id(ns, "namespace");
+  const KeysArgument argument(keys, "keys");
+  const auto deadline = milliseconds(timeout_s, "timeout_s");
+  const std::shared_ptr<TieredStore> store = self.get();
+  auto lease = [&] {
+    nb::gil_scoped_release release;
+    return store->acquire(id, argument.span(), deadline);
+  }();
+  return {store, take(std::move(lease))};
+}
+
+nb::object lookup(const StoreObject& self, nb::handle keys) {
+  static PyObject* const prefix_hit_class =
+      nb::object(nb::module_::import_("lmcache_native._types").attr("PrefixHit")).release().ptr();
+  const KeysArgument argument(keys, "keys");
+  const PrefixHit hit = without_gil(self, [&](TieredStore& store) { return store.lookup(argument.span()); });
+  return nb::handle(prefix_hit_class)(hit.hit, hit.host, hit.nvme);
+}
+
+void close(StoreObject& self, double timeout_s) {
+  if (self.store == nullptr) return;
+  const auto deadline = milliseconds(timeout_s, "timeout_s");
+  // Closed for every other caller from here on; what they already run holds its own reference.
+  const std::shared_ptr<TieredStore> store = std::exchange(self.store, nullptr);
+  Status status;
+  {
+    nb::gil_scoped_release release;
+    status = store->close(deadline);
+  }
+  throw_if_error(std::move(status));
+}
+
+void define_data_path(nb::class_<StoreObject>& store) {
+  store
+      .def("lookup", lookup, nb::arg("keys").none(),
+           nb::sig("def lookup(self, keys: lmcache_native._types.Keys) -> lmcache_native._types.PrefixHit"),
+           "How many leading keys are present: (hit, host, nvme), hit = host + nvme. Memory only; touches and pins nothing.")
+      .def("reserve", reserve_keys, nb::arg("namespace"), nb::arg("keys").none(), nb::arg("payload_bytes"), nb::kw_only(),
+           nb::arg("for_worker") = false,
+           nb::sig("def reserve(self, namespace: bytes, keys: lmcache_native._types.Keys, payload_bytes: int, *, for_worker: bool "
+                   "= False) -> WriteLease"),
+           "Slots of payload_bytes (all ranks) for those of `keys` that are absent from host memory and not being stored; leading "
+           "ones when not\n"
+           "all fit. An empty lease when all are present. ResourceExhausted when none fits. for_worker: worker processes fill the "
+           "slots\n"
+           "(a dropped lease leaves them quarantined until every rank's word is there); otherwise payload(), fill() and "
+           "mark_filled() do. Memory only.")
+      .def("reserve_engine_keys", reserve_engine_keys, nb::arg("namespace"), nb::arg("engine_keys").none(),
+           nb::arg("payload_bytes"), nb::kw_only(), nb::arg("for_worker") = false,
+           nb::sig("def reserve_engine_keys(self, namespace: bytes, engine_keys: collections.abc.Sequence[bytes], payload_bytes: "
+                   "int, *, for_worker: bool = False) -> WriteLease"),
+           "reserve() by the engine's own keys, derived natively (KeyDeriver).")
+      .def("begin_request", begin_request, nb::arg("namespace"), nb::kw_only(), nb::arg("promotion_budget_bytes") = 0,
+           nb::arg("promotion_deadline_s") = 0.0,
+           "One engine request's lookups, promotions and pins. 0: the store's budget and deadline.")
+      .def("acquire", acquire, nb::arg("namespace"), nb::arg("keys").none(), nb::arg("timeout_s") = 10.0,
+           nb::sig("def acquire(self, namespace: bytes, keys: lmcache_native._types.Keys, timeout_s: float = 10.0) -> ReadLease"),
+           "Promotes what is only on NVMe, waits at most timeout_s, and leases the leading part that could be had. NotFound when "
+           "not even the\n"
+           "first key could.")
+      .def(
+          "touch",
+          [](const StoreObject& self, nb::handle keys) {
+            const KeysArgument argument(keys, "keys");
+            without_gil(self, [&](TieredStore& store) { store.touch(argument.span()); });
+          },
+          nb::arg("keys").none(), nb::sig("def touch(self, keys: lmcache_native._types.Keys) -> None"),
+          "Marks the keys as recently used.")
+      .def(
+          "erase",
+          [](const StoreObject& self, nb::bytes key) {
+            const ChunkKey native = chunk_key(key, "key");
+            return without_gil(self, [&](TieredStore& store) { return store.erase(native); });
+          },
+          nb::arg("key"), "Drops one chunk (32-byte key) from every tier. False: it was absent.")
+      .def(
+          "clear", [](const StoreObject& self) { without_gil(self, [](TieredStore& store) { store.clear(); }); },
+          "Drops everything: at once in memory, on NVMe within milliseconds. Slots under leases stay until those end.");
+}
+
+void define_control(nb::class_<StoreObject>& store) {
+  store
+      .def(
+          "serve",
+          [](const StoreObject& self, const std::string& engine_id, std::uint64_t rank_bytes) {
+            throw_if_error(without_gil(self, [&](TieredStore& native) { return native.serve(engine_id, rank_bytes); }));
+          },
+          nb::arg("engine_id"), nb::arg("rank_bytes"),
+          "Lets worker processes attach to the arena (ArenaAttachment.attach) under engine_id. rank_bytes: one rank's part of a "
+          "slot\n"
+          "(SlotLayout.rank_bytes). Locked when a live process serves that id.")
+      .def(
+          "flush",
+          [](const StoreObject& self, double timeout_s) {
+            const auto deadline = milliseconds(timeout_s, "timeout_s");
+            throw_if_error(without_gil(self, [&](TieredStore& native) { return native.flush(deadline); }));
+          },
+          nb::arg("timeout_s") = 60.0,
+          "Waits until all committed chunks are on NVMe (or dropped) and synced. DeadlineExceeded names what is left.")
+      .def("close", close, nb::arg("timeout_s") = 10.0,
+           "Flushes for at most timeout_s, writes a checkpoint, unlocks the directory. Idempotent. Every later call raises "
+           "Unavailable. Leases\n"
+           "and requests that are still alive keep the arena mapped until they end.")
+      .def_prop_ro(
+          "closed", [](const StoreObject& self) { return self.store == nullptr; }, "True after close().")
+      .def_ro("rank_count", &StoreObject::rank_count, "Ranks that fill each slot.")
+      .def_prop_ro(
+          "event_fd", [](const StoreObject& self) { return self.get()->event_fd(); },
+          "Descriptor (eventfd, non-blocking) that is readable after promotions ended; read 8 bytes to re-arm. Owned by the store.")
+      .def_prop_ro(
+          "arena_bytes", [](const StoreObject& self) { return self.get()->arena_bytes(); }, "Size of the host arena.")
+      .def_prop_ro(
+          "nvme_ready", [](const StoreObject& self) { return self.get()->nvme_ready(); }, "Whether the NVMe tier is in use.")
+      .def_prop_ro(
+          "nvme_warning", [](const StoreObject& self) { return self.get()->nvme_warning(); },
+          "Empty, or one line: why NVMe is not used.")
+      .def_prop_ro(
+          "io_engine_note", [](const StoreObject& self) { return self.get()->io_engine_note(); }, "Which I/O engine runs, and why.")
+      .def(
+          "stats",
+          [](const StoreObject& self) { return stats_dict(without_gil(self, [](TieredStore& native) { return native.stats(); })); },
+          nb::sig("def stats(self) -> dict[str, int]"), "Counters since open and gauges of now, by the names of metrics.hpp.");
+}
+
+}  // namespace
+
+void init_store(nb::module_& module) {
+  nb::class_<StoreObject> store(
+      module, "Store",
+      "The three tiers' owner: index, host arena, NVMe log. Lives in the process that decides (vLLM's scheduler, your server).\n\n"
+      "Any method may be called from any thread. lookup, reserve and leases touch memory only; what can wait takes timeout_s "
+      "(seconds).\n"
+      "A chunk can be looked up only after commit() found every rank's part filled.");
+  store.def("__init__", open, nb::kw_only(), nb::arg("host_bytes"), nb::arg("directory") = nb::none(), nb::arg("nvme_bytes") = 0,
+            nb::arg("rank_count") = 1, nb::arg("max_payload_bytes") = 0, nb::arg("region_bytes") = 0, nb::arg("io_engine") = "auto",
+            nb::arg("cache_policy") = "LRU", nb::arg("fail_when_locked") = false, nb::arg("lock_wait_s") = 10.0,
+            nb::arg("populate_threads") = 2, nb::arg("promotion_deadline_s") = 10.0, nb::arg("promotion_budget_bytes") = 0,
+            nb::arg("request_ttl_s") = 30.0,
+            nb::sig("def __init__(self, *, host_bytes: int, directory: str | os.PathLike[str] | None = None, nvme_bytes: int = 0, "
+                    "rank_count: int = 1, max_payload_bytes: int = 0, region_bytes: int = 0, io_engine: str = 'auto', "
+                    "cache_policy: str = 'LRU', "
+                    "fail_when_locked: bool = False, lock_wait_s: float = 10.0, populate_threads: int = 2, promotion_deadline_s: "
+                    "float = 10.0, "
+                    "promotion_budget_bytes: int = 0, request_ttl_s: float = 30.0) -> None"),
+            "host_bytes: hard limit of the host arena, >= 4 MiB. directory, nvme_bytes: the NVMe tier and its hard limit; without "
+            "a directory the\n"
+            "store is memory only. rank_count: ranks that fill each slot, 1..64. max_payload_bytes: largest chunk, all ranks (0: "
+            "64 MiB).\n"
+            "region_bytes: 0 chooses from nvme_bytes. io_engine: auto | io_uring | threads. fail_when_locked: raise Locked when "
+            "another process\n"
+            "owns the directory after lock_wait_s, instead of running without NVMe. promotion_*, request_ttl_s: defaults of "
+            "requests; budget 0:\n"
+            "half of host_bytes. Raises InvalidArgument, Locked, FormatVersion, IoError.");
+  define_data_path(store);
+  define_control(store);
+}
+
+}  // namespace lmcn::python

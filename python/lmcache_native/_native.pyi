@@ -1,0 +1,577 @@
+"""
+lmcache-native's C++ core. Import lmcache_native, which re-exports all of it.
+"""
+
+import array
+from collections.abc import Iterator, Sequence
+import enum
+import os
+import types
+from typing import Literal, overload
+
+import lmcache_native._types
+
+
+def build_info() -> dict[str, str | int | bool]:
+    """
+    How this extension was built: version, compiler, build_type, cuda_choice (what LMCN_CUDA asked for), cuda (what the build
+    chose), cuda_toolkit, cuda_archs, liburing, xxhash, openssl (linked statically), format_version (of slots and the NVMe log).
+    """
+
+def cuda_status() -> dict[str, str | int | bool]:
+    """
+    Whether CUDA can be used here: built, devices, error (cudaError_t of the probe; 35: no driver), message. Never raises.
+    """
+
+class ChunkKeys:
+    """
+    Immutable array of n 32-byte chunk keys, n x 32 bytes of memory. Slices with step 1 share it. Thread-safe; picklable.
+    numpy.asarray(keys) is a read-only uint8 array of shape (n, 32) on the same memory.
+    """
+
+    @staticmethod
+    def from_bytes(data: bytes) -> ChunkKeys:
+        """
+        Keys from n*32 bytes, copied. InvalidArgument when the length is no multiple of 32.
+        """
+
+    def tobytes(self) -> bytes:
+        """The n*32 bytes, copied."""
+
+    def view(self) -> memoryview:
+        """
+        Read-only memoryview of shape (n, 32), format 'B', on the keys' own memory, which it keeps alive.
+        """
+
+    def __len__(self) -> int: ...
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> ChunkKeys: ...
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+    def __eq__(self, other: object, /) -> bool: ...
+
+    def __hash__(self) -> int: ...
+
+    def __repr__(self) -> str: ...
+
+    def __getstate__(self) -> bytes: ...
+
+    def __setstate__(self, arg: bytes, /) -> None: ...
+
+    @property
+    def __array_interface__(self) -> dict[str, object]:
+        """For numpy: shape (n, 32), uint8, read-only."""
+
+def make_namespace(description: str) -> bytes:
+    """
+    Namespace (32 bytes) of a canonical description: 'name=value\\n' lines sorted by name. lmcache_native.describe_namespace makes one.
+    """
+
+class ChunkHasher:
+    """
+    Tokens to chunk keys: a SHA-256 chain over whole chunks of `chunk_tokens` tokens.
+
+    key[i] = SHA256(key[i-1] || tokens as int32 little-endian || extra[i] || u32 token count || u32 extra bytes), key[-1] = SHA256(namespace).
+    Immutable; may be shared between threads.
+    """
+
+    def __init__(self, namespace: bytes, chunk_tokens: int = 256) -> None:
+        """
+        namespace: 32 bytes of make_namespace(). InvalidArgument when chunk_tokens < 1.
+        """
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens per chunk."""
+
+    @property
+    def root(self) -> bytes:
+        """key[-1], the parent of a prompt's first chunk: 32 bytes."""
+
+    def hash(self, tokens: lmcache_native._types.TokenArray, extra_keys: Sequence[bytes] | None = None, parent: bytes | None = None) -> ChunkKeys:
+        """
+        Keys of all whole chunks of `tokens`; a tail shorter than a chunk is ignored.
+
+        tokens: list[int], tuple[int, ...] or a 1-D contiguous int32/int64 CPU buffer or DLPack object (numpy, torch, array, memoryview),
+        which is read in place: it must not change during the call. int64 and int32 give the same keys.
+        extra_keys: one bytes object per whole chunk (LoRA, multimodal hashes, salts). parent: the key before the first chunk.
+        InvalidArgument names the position of a token outside int32, or the type that was given. Releases the GIL while hashing.
+        """
+
+class KeyDeriver:
+    """
+    Engine key (a block hash) to chunk key: SHA256(namespace || u32 length || engine key). Immutable; thread-safe.
+    """
+
+    def __init__(self, namespace: bytes) -> None: ...
+
+    def derive(self, engine_key: bytes) -> bytes:
+        """The 32-byte chunk key."""
+
+    def derive_all(self, engine_keys: Sequence[bytes]) -> ChunkKeys:
+        """Chunk keys of many engine keys. Releases the GIL."""
+
+class PlaneStrides:
+    """
+    Byte strides of one plane (K, V, or MLA's only one) of one layer: element (block b, token t, head h, dim d) lies at
+    base + offset + b*block + t*token + h*head + d*dim.
+    """
+
+    def __init__(self, *, offset: int = 0, block: int, token: int, head: int, dim: int) -> None: ...
+
+    @property
+    def offset(self) -> int: ...
+
+    @property
+    def block(self) -> int: ...
+
+    @property
+    def token(self) -> int: ...
+
+    @property
+    def head(self) -> int: ...
+
+    @property
+    def dim(self) -> int: ...
+
+class PagedKvLayout:
+    """
+    How one rank's paged KV cache lies in memory. Holds addresses, owns nothing: the memory must outlive every copier made
+    with it (PagedCopier's `owner` can keep it alive).
+    """
+
+    @staticmethod
+    def opaque(bases: lmcache_native._types.IntArray, num_blocks: int, page_bytes: int, block_stride: int) -> PagedKvLayout:
+        """
+        Pages copied as they are: layer l's block b is the page_bytes bytes at address bases[l] + b*block_stride. A 'token' of such a
+        layout is a whole block. InvalidArgument when a size is not positive or pages overlap.
+        """
+
+    @staticmethod
+    def strided(*, layers: Sequence[tuple[int, Sequence[PlaneStrides]]], num_blocks: int, block_tokens: int, heads: int, head_dim: int, element_bytes: int) -> PagedKvLayout:
+        """
+        layers: per layer its base address and the strides of its 1 or 2 planes. heads: KV heads of this rank.
+        InvalidArgument names what is inconsistent.
+        """
+
+    @property
+    def num_blocks(self) -> int: ...
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens per block; 1 when opaque."""
+
+    @property
+    def heads(self) -> int: ...
+
+    @property
+    def head_dim(self) -> int: ...
+
+    @property
+    def element_bytes(self) -> int: ...
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token of one plane of one layer."""
+
+class SlotLayout:
+    """
+    Where each layer's part begins in one rank's part of a slot: [layer][plane][token][head][dim], a layer 4 KiB-aligned when it is
+    >= 64 KiB. One rank's part is a multiple of 4 KiB.
+    """
+
+    @staticmethod
+    def make(paged: PagedKvLayout, chunk_tokens: int) -> SlotLayout:
+        """
+        chunk_tokens: tokens (opaque: blocks) per chunk. InvalidArgument when < 1.
+        """
+
+    @staticmethod
+    def from_sizes(*, layers: int, planes: int, token_bytes: int, chunk_tokens: int) -> SlotLayout:
+        """
+        The same from sizes alone, for the scheduler's side, which knows no addresses. token_bytes: of one plane of one layer.
+        """
+
+    @property
+    def layer_offset(self) -> list[int]:
+        """Bytes from the start of the rank's part, per layer."""
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens (opaque: blocks) per chunk."""
+
+    @property
+    def plane_bytes(self) -> int:
+        """Bytes of one plane of one layer."""
+
+    @property
+    def rank_bytes(self) -> int:
+        """Bytes of one rank's part; a slot's payload is rank_count times this."""
+
+class WriteLease:
+    """
+    Right to fill slots. As a context manager, or when it is dropped, it aborts unless commit() ran: nothing becomes visible.
+    Keeps the store's arena alive. One thread at a time.
+    """
+
+    def __len__(self) -> int: ...
+
+    @property
+    def positions(self) -> array.array[int]:
+        """uint32 per slot: which of the reserved keys it is for, ascending."""
+
+    def slot_offsets(self) -> array.array[int]:
+        """
+        uint64 per slot: its offset in the arena, in bytes. Picklable; PagedCopier.submit takes it as it is.
+        """
+
+    def generations(self) -> array.array[int]:
+        """uint32 per slot: its generation. Picklable."""
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of each slot's payload, all ranks."""
+
+    def payload(self, index: int) -> memoryview:
+        """
+        Writable memoryview (payload_bytes,) of slot `index`, in the arena itself. It keeps the lease object alive, but must not be written
+        after commit() or abort().
+        """
+
+    def fill(self, index: int, data: lmcache_native._types.ByteBuffer) -> None:
+        """
+        Copies a contiguous buffer of exactly payload_bytes into slot `index`, without the GIL.
+        """
+
+    def mark_filled(self, index: int, rank: int = 0) -> None:
+        """
+        Says that this process filled the rank's part of slot `index`. Workers' copiers say so themselves.
+        """
+
+    def commit(self) -> int:
+        """
+        Publishes every slot whose ranks all said ok, drops the others, returns how many were published. The lease is empty afterwards.
+        """
+
+    def abort(self) -> None:
+        """Drops all slots. Idempotent."""
+
+    def __enter__(self) -> WriteLease: ...
+
+    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: types.TracebackType | None, /) -> None: ...
+
+class ReadLease:
+    """
+    Right to read slots: while it lives they are neither evicted nor reused. Ends with release(), as a context manager, or when it is
+    dropped. Keeps the store's arena alive. One thread at a time.
+    """
+
+    def __len__(self) -> int: ...
+
+    def slot_offsets(self) -> array.array[int]:
+        """
+        uint64 per slot: its offset in the arena, in bytes. Picklable; PagedCopier.submit takes it as it is.
+        """
+
+    def generations(self) -> array.array[int]:
+        """uint32 per slot: its generation. Picklable."""
+
+    def payload(self, index: int) -> memoryview:
+        """
+        Read-only memoryview of slot `index`'s payload, in the arena itself. It keeps the lease object alive; after release() its bytes may
+        become another chunk's.
+        """
+
+    def copy_to(self, index: int, out: lmcache_native._types.ByteBuffer) -> None:
+        """
+        Copies slot `index`'s payload into a writable contiguous buffer of exactly its size, without the GIL.
+        """
+
+    def tobytes(self, index: int) -> bytes:
+        """A copy of slot `index`'s payload."""
+
+    def release(self) -> None:
+        """Ends the lease. Idempotent."""
+
+    def __enter__(self) -> ReadLease: ...
+
+    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: types.TracebackType | None, /) -> None: ...
+
+def byte_view(data: lmcache_native._types.ByteBuffer) -> memoryview:
+    """
+    Read-only memoryview of shape (nbytes,), format 'B', on any contiguous CPU buffer or DLPack object, which it keeps alive.
+    """
+
+class Presence(enum.IntEnum):
+    """What Request.lookup() returns, as int."""
+
+    MISS = 0
+    """Absent, or refused for this request."""
+
+    HIT = 1
+    """In host memory, verified, pinned for this request."""
+
+    PENDING = 2
+    """Being stored by someone; look again later."""
+
+    RETRY = 3
+    """Being promoted from NVMe for this request; look again later."""
+
+class Tier(enum.IntEnum):
+    """What Request.source() returns, as int."""
+
+    NONE = 0
+
+    HOST = 1
+
+    NVME = 2
+
+class Request:
+    """
+    One engine request's view: key-by-key lookups with a memo, promotions within a budget, pins. Pins are dropped by end(), when the
+    object is dropped, or after request_ttl_s without a lookup. Memory only: no call waits for I/O.
+    """
+
+    def lookup(self, engine_key: bytes) -> int:
+        """
+        Presence (int) of an engine key. A promotion from NVMe starts on the first lookup; HIT only when read, verified and pinned.
+        """
+
+    def lookup_key(self, key: bytes) -> int:
+        """Presence (int) of a 32-byte chunk key."""
+
+    def source(self, engine_key: bytes) -> int:
+        """
+        Tier (int) that the last HIT of this engine key came from; NVME after a promotion.
+        """
+
+    def source_key(self, key: bytes) -> int:
+        """The same of a 32-byte chunk key."""
+
+    def prefetch(self, keys: lmcache_native._types.Keys) -> int:
+        """
+        Starts promotion of all leading keys within the budget; returns the length of that prefix (what may become a hit).
+        """
+
+    def acquire(self, keys: lmcache_native._types.Keys, *, for_worker: bool = False) -> ReadLease:
+        """
+        Lease of keys that are all hits now; NotFound names the first that is not in host memory. for_worker: the slots stay busy until every
+        rank's scatter has ended, even when the lease is dropped before.
+        """
+
+    def acquire_engine_keys(self, engine_keys: Sequence[bytes], for_worker: bool = False) -> ReadLease:
+        """acquire() by the engine's own keys."""
+
+    def end(self) -> None:
+        """
+        Drops the pins. Idempotent; every other call raises Aborted afterwards.
+        """
+
+class Store:
+    """
+    The three tiers' owner: index, host arena, NVMe log. Lives in the process that decides (vLLM's scheduler, your server).
+
+    Any method may be called from any thread. lookup, reserve and leases touch memory only; what can wait takes timeout_s (seconds).
+    A chunk can be looked up only after commit() found every rank's part filled.
+    """
+
+    def __init__(self, *, host_bytes: int, directory: str | os.PathLike[str] | None = None, nvme_bytes: int = 0, rank_count: int = 1, max_payload_bytes: int = 0, region_bytes: int = 0, io_engine: str = 'auto', cache_policy: str = 'LRU', fail_when_locked: bool = False, lock_wait_s: float = 10.0, populate_threads: int = 2, promotion_deadline_s: float = 10.0, promotion_budget_bytes: int = 0, request_ttl_s: float = 30.0) -> None:
+        """
+        host_bytes: hard limit of the host arena, >= 4 MiB. directory, nvme_bytes: the NVMe tier and its hard limit; without a directory the
+        store is memory only. rank_count: ranks that fill each slot, 1..64. max_payload_bytes: largest chunk, all ranks (0: 64 MiB).
+        region_bytes: 0 chooses from nvme_bytes. io_engine: auto | io_uring | threads. fail_when_locked: raise Locked when another process
+        owns the directory after lock_wait_s, instead of running without NVMe. promotion_*, request_ttl_s: defaults of requests; budget 0:
+        half of host_bytes. Raises InvalidArgument, Locked, FormatVersion, IoError.
+        """
+
+    def lookup(self, keys: lmcache_native._types.Keys) -> lmcache_native._types.PrefixHit:
+        """
+        How many leading keys are present: (hit, host, nvme), hit = host + nvme. Memory only; touches and pins nothing.
+        """
+
+    def reserve(self, namespace: bytes, keys: lmcache_native._types.Keys, payload_bytes: int, *, for_worker: bool = False) -> WriteLease:
+        """
+        Slots of payload_bytes (all ranks) for those of `keys` that are absent from host memory and not being stored; leading ones when not
+        all fit. An empty lease when all are present. ResourceExhausted when none fits. for_worker: worker processes fill the slots
+        (a dropped lease leaves them quarantined until every rank's word is there); otherwise payload(), fill() and mark_filled() do. Memory only.
+        """
+
+    def reserve_engine_keys(self, namespace: bytes, engine_keys: Sequence[bytes], payload_bytes: int, *, for_worker: bool = False) -> WriteLease:
+        """reserve() by the engine's own keys, derived natively (KeyDeriver)."""
+
+    def begin_request(self, namespace: bytes, *, promotion_budget_bytes: int = 0, promotion_deadline_s: float = 0.0) -> Request:
+        """
+        One engine request's lookups, promotions and pins. 0: the store's budget and deadline.
+        """
+
+    def acquire(self, namespace: bytes, keys: lmcache_native._types.Keys, timeout_s: float = 10.0) -> ReadLease:
+        """
+        Promotes what is only on NVMe, waits at most timeout_s, and leases the leading part that could be had. NotFound when not even the
+        first key could.
+        """
+
+    def touch(self, keys: lmcache_native._types.Keys) -> None:
+        """Marks the keys as recently used."""
+
+    def erase(self, key: bytes) -> bool:
+        """Drops one chunk (32-byte key) from every tier. False: it was absent."""
+
+    def clear(self) -> None:
+        """
+        Drops everything: at once in memory, on NVMe within milliseconds. Slots under leases stay until those end.
+        """
+
+    def serve(self, engine_id: str, rank_bytes: int) -> None:
+        """
+        Lets worker processes attach to the arena (ArenaAttachment.attach) under engine_id. rank_bytes: one rank's part of a slot
+        (SlotLayout.rank_bytes). Locked when a live process serves that id.
+        """
+
+    def flush(self, timeout_s: float = 60.0) -> None:
+        """
+        Waits until all committed chunks are on NVMe (or dropped) and synced. DeadlineExceeded names what is left.
+        """
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """
+        Flushes for at most timeout_s, writes a checkpoint, unlocks the directory. Idempotent. Every later call raises Unavailable. Leases
+        and requests that are still alive keep the arena mapped until they end.
+        """
+
+    @property
+    def closed(self) -> bool:
+        """True after close()."""
+
+    @property
+    def rank_count(self) -> int:
+        """Ranks that fill each slot."""
+
+    @property
+    def event_fd(self) -> int:
+        """
+        Descriptor (eventfd, non-blocking) that is readable after promotions ended; read 8 bytes to re-arm. Owned by the store.
+        """
+
+    @property
+    def arena_bytes(self) -> int:
+        """Size of the host arena."""
+
+    @property
+    def nvme_ready(self) -> bool:
+        """Whether the NVMe tier is in use."""
+
+    @property
+    def nvme_warning(self) -> str:
+        """Empty, or one line: why NVMe is not used."""
+
+    @property
+    def io_engine_note(self) -> str:
+        """Which I/O engine runs, and why."""
+
+    def stats(self) -> dict[str, int]:
+        """Counters since open and gauges of now, by the names of metrics.hpp."""
+
+class ArenaAttachment:
+    """
+    The arena of the process that owns the store, mapped in this worker. Dropping it (and every copier made with it) unmaps it and tells
+    the owner that the rank is gone.
+    """
+
+    @staticmethod
+    def attach(engine_id: str, rank: int, rank_bytes: int, timeout_s: float = 30.0) -> ArenaAttachment:
+        """
+        Waits at most timeout_s for an owner that serves engine_id, without the GIL. rank_bytes: one rank's part of a slot, checked against
+        the owner's. DeadlineExceeded names the socket path; InvalidArgument names both values that differ.
+        """
+
+    def close(self) -> None:
+        """Gives up this reference; copiers keep theirs. Idempotent."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of the arena."""
+
+    @property
+    def owner_pid(self) -> int: ...
+
+class CopyDirection(enum.Enum):
+    GATHER = 0
+    """Paged memory to slot: 'store'."""
+
+    SCATTER = 1
+    """Slot to paged memory: 'load'."""
+
+class CopyDone:
+    """How one job of a PagedCopier ended."""
+
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def ok(self) -> bool: ...
+
+    @property
+    def bytes(self) -> int:
+        """Bytes copied."""
+
+    @property
+    def seconds(self) -> float:
+        """From start of copying to end."""
+
+    @property
+    def failed_items(self) -> list[int]:
+        """Indexes into the job's slots."""
+
+    @property
+    def message(self) -> str:
+        """Why, when not ok."""
+
+    def __repr__(self) -> str: ...
+
+class PagedCopier:
+    """
+    Moves bytes between an engine's paged memory and slots. Thread-safe; submit() and poll() never wait for a copy. After a job it writes its
+    rank's word into each slot: that is what publishing trusts. Dropping it waits for the jobs under way.
+    """
+
+    @staticmethod
+    def host(arena: Store | ArenaAttachment, paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, threads: int = 1, non_temporal_bytes: int = 262144, owner: object = None) -> PagedCopier:
+        """
+        Copier for paged memory that this process can address. threads: copy threads. non_temporal_bytes: gathers of jobs at least this large
+        bypass the cache. owner: any object to keep alive with the copier (the tensors behind `paged`).
+        """
+
+    @staticmethod
+    def cuda(arena: Store | ArenaAttachment, paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, device: int = 0, owner: object = None) -> PagedCopier:
+        """
+        Copier for paged memory on a CUDA device, ordered by events. Unavailable when built without CUDA or without driver or device.
+        """
+
+    def submit(self, id: int, direction: Literal['store', 'load'] | CopyDirection, slot_offsets: lmcache_native._types.IntArray, generations: lmcache_native._types.IntArray, first_tokens: lmcache_native._types.IntArray | None, tokens: lmcache_native._types.IntArray, block_begin: lmcache_native._types.IntArray, block_ids: lmcache_native._types.IntArray, token_in_block: lmcache_native._types.IntArray | None = None, stream: int = 0) -> None:
+        """
+        Starts one job, item i of which copies tokens[i] tokens (opaque layouts: blocks) from first_tokens[i] of the chunk in the slot at
+        slot_offsets[i]; block_ids[block_begin[i]] is the engine block that holds the first of them, token_in_block[i] its place there.
+        None: zeros. id: unique among unfinished jobs. stream: the cudaStream_t to order after (0: legacy default). Sequences or 1-D integer
+        buffers. InvalidArgument, and nothing copied, when something is out of bounds.
+        """
+
+    def poll(self) -> list[CopyDone]:
+        """Jobs that ended since the last call, each exactly once."""
+
+    def wait(self, ids: lmcache_native._types.IntArray, timeout_s: float = 30.0) -> None:
+        """
+        Waits, without the GIL, until none of the jobs is under way; results still come through poll(). DeadlineExceeded.
+        """
+
+    @property
+    def name(self) -> str:
+        """'host' or 'cuda-memcpy'."""

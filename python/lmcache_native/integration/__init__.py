@@ -1,0 +1,1 @@
+"""Engines that lmcache-native plugs into, one package each."""

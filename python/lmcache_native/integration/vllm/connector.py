@@ -1,0 +1,205 @@
+"""NativeOffloadingConnector: vLLM's OffloadingConnector with our spec, the worker-to-scheduler handshake that opens the store, and
+loads that may fail."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmcache_native import Store, build_info
+from lmcache_native.config import GIB, NativeConfig, check_machine, engine_directory, engine_nvme_bytes, resolve
+from lmcache_native.errors import InvalidArgument
+from lmcache_native.integration.vllm import compat, layout, namespace, spec, support
+from lmcache_native.integration.vllm.manager import NativeOffloadingManager
+from lmcache_native.integration.vllm.worker import NativeOffloadingWorker
+from lmcache_native.logging import get_logger
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class NativeWorkerMetadata(compat.OffloadingWorkerMetadata):  # type: ignore[misc]
+    """Worker -> scheduler, each step with ended jobs: also the loads that failed (SlotLoadStoreSpec.serial)."""
+
+    failed_loads: set[int] = field(default_factory=set)
+
+    def aggregate(self, other: Any) -> NativeWorkerMetadata:
+        merged = super().aggregate(other)
+        return NativeWorkerMetadata(
+            merged.completed_jobs, merged.transfer_stats, self.failed_loads | getattr(other, "failed_loads", set())
+        )
+
+
+class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[misc]
+    """vLLM makes one in the scheduler's process and one in each worker."""
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        scheduler = role == compat.KVConnectorRole.SCHEDULER
+        transfer = vllm_config.kv_transfer_config
+        extra = transfer.kv_connector_extra_config
+        if scheduler:
+            compat.warn_if_untested()
+        self._config = resolve(extra, os.environ, warn=scheduler)
+        support.check_role(transfer.kv_role)
+        support.check_parallelism(vllm_config.parallel_config)
+        support.check_spec_name(extra, spec.NAME)
+        group = support.offloaded_group(kv_cache_config)
+        blocks = support.blocks_per_chunk(self._config.chunk_tokens, group.kv_cache_spec.block_size, extra)
+        if blocks is not None:
+            extra["blocks_per_chunk"] = blocks
+        extra["spec_name"] = spec.NAME
+        # vLLM's default, "fail", would turn a cache's failed load into a failed request. Its own field cannot be told apart from
+        # its default, so the choice is ours: load_failure_policy. Read by the scheduler right after this.
+        transfer.kv_load_failure_policy = self._config.load_failure_policy
+        if scheduler:
+            check_machine(self._config)
+            self._engines = _engines(vllm_config, self._config)
+        self._backends: list[str] = []
+        super().__init__(vllm_config, role, kv_cache_config)
+
+    # ---- worker -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _worker(self) -> NativeOffloadingWorker:
+        worker = self.connector_worker.worker
+        assert isinstance(worker, NativeOffloadingWorker)
+        return worker
+
+    def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        super().register_kv_caches(kv_caches)
+        self._backends = compat.attention_backends(self._vllm_config, list(kv_caches))
+
+    def get_handshake_metadata(self) -> layout.WorkerLayout:
+        worker = self._worker
+        return layout.WorkerLayout(
+            rank=self._vllm_config.parallel_config.rank,
+            layers=len(worker.memory.bases),
+            page_bytes=worker.memory.page_bytes,
+            rank_bytes=worker.slot_layout.rank_bytes,
+            layout_id=layout.layout_id(self._vllm_config, worker.memory.device_type, self._backends),
+            machine=layout.machine_id(),
+        )
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        """Called right after get_finished: in the same step in which a failed load's request is reported as received."""
+        return self._worker.take_failed_blocks()
+
+    def build_connector_worker_meta(self) -> NativeWorkerMetadata | None:
+        if self.connector_worker is None:
+            return None
+        meta = super().build_connector_worker_meta()
+        if meta is None:
+            return None
+        return NativeWorkerMetadata(meta.completed_jobs, meta.transfer_stats, self._worker.take_failed_serials())
+
+    # ---- scheduler ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _manager(self) -> NativeOffloadingManager:
+        manager = self.connector_scheduler.manager
+        assert isinstance(manager, NativeOffloadingManager)
+        return manager
+
+    def set_xfer_handshake_metadata(self, metadata: dict[int, Any]) -> None:
+        """All workers have registered their KV caches: opens the store, before the first request."""
+        world = self._vllm_config.parallel_config.world_size
+        agreed = layout.agreed_layout(metadata, world)
+        group = support.offloaded_group(self._kv_cache_config)
+        scheduler_config = self.connector_scheduler.config
+        description = namespace.describe(
+            self._vllm_config,
+            self._config,
+            agreed,
+            group,
+            scheduler_config.tokens_per_hash,
+            scheduler_config.blocks_per_chunk,
+        )
+        payload_bytes = agreed.rank_bytes * world
+        if self._config.host_bytes < 2 * payload_bytes:
+            raise InvalidArgument(
+                f"host size {self._config.host_bytes / GIB:.3f} GiB (--kv-offloading-size): a chunk of this model takes "
+                f"{payload_bytes / GIB:.3f} GiB, at least two must fit"
+            )
+        store = self._open_store(world, payload_bytes)
+        store.serve(self._vllm_config.kv_transfer_config.engine_id, agreed.rank_bytes)
+        self._manager.open(store, description, payload_bytes)
+        self._log_start(store, payload_bytes)
+        logger.info("namespace %s", self._manager.namespace_hex)
+        logger.debug("namespace is of:\n%s", namespace.canonical_text(description))
+
+    def _open_store(self, world: int, payload_bytes: int) -> Store:
+        config = self._config
+        directory = engine_directory(config, self._vllm_config.parallel_config.data_parallel_index)
+        return Store(
+            host_bytes=config.host_bytes,
+            directory=directory,
+            nvme_bytes=engine_nvme_bytes(config, self._engines),
+            rank_count=world,
+            max_payload_bytes=payload_bytes,
+            region_bytes=config.region_bytes,
+            io_engine=config.io_engine,
+            cache_policy=config.cache_policy,
+            fail_when_locked=config.fail_when_locked,
+            lock_wait_s=config.lock_wait_s,
+            promotion_deadline_s=config.promotion_deadline_s,
+            promotion_budget_bytes=config.promotion_budget_bytes,
+            request_ttl_s=config.request_ttl_s,
+        )
+
+    def _log_start(self, store: Store, payload_bytes: int) -> None:
+        config = self._config
+        directory = engine_directory(config, self._vllm_config.parallel_config.data_parallel_index)
+        nvme = "no NVMe"
+        if directory is not None:
+            share = engine_nvme_bytes(config, self._engines) / GIB
+            shared = f" (1/{self._engines} of {config.nvme_bytes / GIB:g})" if self._engines > 1 else ""
+            state = (
+                f"{store.stats()['recovered_chunks']} chunks found, {store.io_engine_note}" if store.nvme_ready else "not in use"
+            )
+            nvme = f"NVMe {directory} {share:g} GiB{shared}: {state}"
+        tokens = self.connector_scheduler.config.kv_group_configs[0].tokens_per_chunk
+        logger.info(
+            "lmcache_native %s serving --kv-offloading-size: host %.2f GiB, %s; chunk %d tokens, %d bytes",
+            build_info()["version"],
+            config.host_bytes / GIB,
+            nvme,
+            tokens,
+            payload_bytes,
+        )
+        if store.nvme_warning:
+            logger.warning("%s", store.nvme_warning)
+
+    def on_new_request(self, request: Any) -> None:
+        self._manager.announce_adapter(request.lora_request)
+        super().on_new_request(request)
+
+    def update_connector_output(self, connector_output: Any) -> None:
+        meta = connector_output.kv_connector_worker_meta
+        if isinstance(meta, NativeWorkerMetadata) and meta.failed_loads:
+            self._manager.loads_failed(meta.failed_loads)
+        super().update_connector_output(connector_output)
+
+    @classmethod
+    def build_prom_metrics(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        """In the front end, whose configuration no connector has touched."""
+        vllm_config.kv_transfer_config.kv_connector_extra_config["spec_name"] = spec.NAME
+        return super().build_prom_metrics(vllm_config, *args, **kwargs)
+
+
+def _engines(vllm_config: Any, config: NativeConfig) -> int:
+    """How many engines share the NVMe limit."""
+    parallel = vllm_config.parallel_config
+    if config.data_parallel_engines is not None:
+        return config.data_parallel_engines
+    if parallel.data_parallel_size > 1:
+        return int(parallel.data_parallel_size)
+    if parallel.data_parallel_index > 0 or str(vllm_config.kv_transfer_config.engine_id).endswith("_dp0"):
+        if config.directory is None:
+            return 1
+        # vLLM tells an engine core of a dense model its index, but no longer how many there are.
+        raise InvalidArgument(
+            "data_parallel_engines missing (kv_connector_extra_config): with --data-parallel-size above 1, say how many engines "
+            "divide max_local_disk_size among them (LMCACHE_NATIVE=1 with --kv-offloading-size says it by itself)"
+        )
+    return 1

@@ -1,0 +1,117 @@
+"""What a worker tells the scheduler about its KV memory, and the check that all ranks say the same.
+
+Pages are opaque: exact for one engine version, attention backend and cache layout, which the layout id names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmcache_native import PagedKvLayout, SlotLayout
+from lmcache_native.errors import InvalidArgument, Unavailable, Unsupported
+from lmcache_native.integration.vllm import compat
+
+
+@dataclass(frozen=True)
+class WorkerLayout(compat.KVConnectorHandshakeMetadata):  # type: ignore[misc]
+    """Travels in the handshake; must pickle."""
+
+    rank: int
+    layers: int
+    page_bytes: int
+    rank_bytes: int
+    layout_id: str
+    machine: str
+
+
+@dataclass(frozen=True, slots=True)
+class PagedMemory:
+    """One rank's paged KV memory: `layers` tensors of equal pages, seen as bytes."""
+
+    bases: tuple[int, ...]
+    num_blocks: int
+    page_bytes: int
+    block_stride: int
+    device_type: str
+    device_index: int
+
+    @classmethod
+    def of(cls, kv_caches: Any) -> PagedMemory:
+        """REQUIRES: one KV cache group. Unsupported when its layers differ in page size, stride or device."""
+        if len(kv_caches.group_data_refs) != 1:
+            raise Unsupported(f"{len(kv_caches.group_data_refs)} KV cache groups: not yet supported, only models with one")
+        used: dict[int, int] = {}
+        for ref in kv_caches.group_data_refs[0]:
+            used[ref.tensor_idx] = max(used.get(ref.tensor_idx, 0), int(ref.page_size_bytes))
+        tensors = [kv_caches.tensors[index].tensor for index in sorted(used)]
+        shapes = {
+            (int(tensor.shape[0]), used[index], int(tensor.stride(0)) * tensor.element_size(), str(tensor.device))
+            for index, tensor in zip(sorted(used), tensors, strict=True)
+        }
+        if len(shapes) != 1:
+            raise Unsupported(
+                "KV cache layers with different (blocks, page bytes, block stride, device): not yet supported: "
+                + ", ".join(map(str, sorted(shapes)))
+            )
+        ((num_blocks, page_bytes, block_stride, _),) = shapes
+        device = tensors[0].device
+        return cls(
+            bases=tuple(int(tensor.data_ptr()) for tensor in tensors),
+            num_blocks=num_blocks,
+            page_bytes=page_bytes,
+            block_stride=block_stride,
+            device_type=str(device.type),
+            device_index=device.index or 0,
+        )
+
+    def paged_layout(self) -> PagedKvLayout:
+        return PagedKvLayout.opaque(list(self.bases), self.num_blocks, self.page_bytes, self.block_stride)
+
+
+def slot_layout(layers: int, page_bytes: int, blocks_per_chunk: int) -> SlotLayout:
+    """Opaque pages: one plane, and a page plays the part of a token."""
+    return SlotLayout.from_sizes(layers=layers, planes=1, token_bytes=page_bytes, chunk_tokens=blocks_per_chunk)
+
+
+def layout_id(vllm_config: Any, device_type: str, backends: list[str]) -> str:
+    """Names everything that decides how vLLM packs a page. Equal ids: a page may be copied back byte by byte."""
+    cache = vllm_config.cache_config
+    parts = {
+        "engine": "vllm-" + compat.vllm_version(),
+        "runner": "v2" if vllm_config.use_v2_model_runner else "v1",
+        "backend": "+".join(backends),
+        "cache_layout": cache.kv_cache_layout,
+        "cache_dtype": cache.cache_dtype,
+        "model_dtype": str(vllm_config.model_config.dtype).removeprefix("torch."),
+        "device": device_type,
+    }
+    return "opaque:" + ";".join(f"{name}={value}" for name, value in parts.items())
+
+
+def machine_id() -> str:
+    """Differs between machines, and between restarts of one."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def agreed_layout(layouts: Mapping[int, Any], world_size: int) -> WorkerLayout:
+    """The layout all ranks share. Typed errors: a rank missing, on another machine, or of another mind."""
+    missing = sorted(set(range(world_size)) - set(layouts))
+    if missing:
+        raise Unavailable(f"no KV layout from rank(s) {missing} of {world_size}: their connector did not register its KV caches")
+    strangers = sorted(rank for rank, layout in layouts.items() if not isinstance(layout, WorkerLayout))
+    if strangers:
+        raise InvalidArgument(f"rank(s) {strangers} run another KV connector: {type(layouts[strangers[0]]).__name__}")
+    here = machine_id()
+    elsewhere = sorted(rank for rank, layout in layouts.items() if layout.machine != here)
+    if elsewhere:
+        raise Unsupported(f"rank(s) {elsewhere} are on another machine than the scheduler: not yet supported")
+    first: WorkerLayout = layouts[0]
+    for rank, layout in sorted(layouts.items()):
+        for name in ("layers", "page_bytes", "rank_bytes", "layout_id"):
+            ours, theirs = getattr(first, name), getattr(layout, name)
+            if ours != theirs:
+                raise InvalidArgument(f"ranks disagree on {name}: rank 0 has {ours!r}, rank {rank} has {theirs!r}")
+    return first

@@ -1,0 +1,242 @@
+"""NativeOffloadingManager: the scheduler's side. Owns the Store, and the leases of jobs under way.
+
+Nothing here waits: lookups, leases and commits touch memory only. Every lease ends in complete_load/complete_store, or in
+reset_cache, after which the scheduler has forgotten the job; the store then keeps the slots from reuse until the workers' words
+say that their copies have ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+from lmcache_native import ReadLease, Request, Store, WriteLease, make_namespace
+from lmcache_native.errors import LmcacheNativeError, NotFound, ResourceExhausted, Unavailable
+from lmcache_native.integration.vllm import compat
+from lmcache_native.integration.vllm.namespace import canonical_text, with_adapter
+from lmcache_native.integration.vllm.slots import SlotLoadStoreSpec
+from lmcache_native.integration.vllm.stats import StatsReporter
+from lmcache_native.logging import get_logger
+
+logger = get_logger(__name__)
+
+CLOSE_TIMEOUT_S = 2.0
+_MISS = 0
+_NVME = 2
+
+
+def _always_miss(_key: bytes) -> int:
+    return _MISS
+
+
+class _RequestState:
+    """What the manager knows of one request; lives in vLLM's ReqContext."""
+
+    __slots__ = ("budget_bytes", "finished", "load", "lookup", "namespace", "request", "stores")
+
+    def __init__(self, namespace: bytes, budget_bytes: int) -> None:
+        self.namespace = namespace
+        self.budget_bytes = budget_bytes
+        self.request: Request | None = None
+        self.lookup: Callable[[bytes], int] = _always_miss
+        self.load: tuple[int, ReadLease] | None = None  # vLLM has at most one load of a request under way
+        self.stores: dict[bytes, WriteLease] = {}
+        self.finished = False
+
+    def end_request(self) -> None:
+        if self.request is not None:
+            self.request.end()
+            self.request = None
+        self.lookup = _always_miss
+
+    def drop(self) -> None:
+        """Lets go of everything, without waiting for jobs under way."""
+        self.end_request()
+        if self.load is not None:
+            self.load[1].release()
+            self.load = None
+        for lease in set(self.stores.values()):
+            lease.abort()
+        self.stores.clear()
+
+    @property
+    def idle(self) -> bool:
+        return self.finished and self.load is None and not self.stores
+
+
+class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
+    """One thread, vLLM's scheduler, calls everything."""
+
+    def __init__(self) -> None:
+        self._store: Store | None = None
+        self._description: dict[str, str] = {}
+        self._namespace = b""
+        self._payload_bytes = 0
+        self._adapter_namespaces: dict[tuple[str, str], bytes] = {}
+        self._announced: Any = None
+        self._states: set[_RequestState] = set()
+        self._loads: dict[int, _RequestState] = {}
+        self._serial = 0
+        self._stats = StatsReporter()
+        self._closed = False
+        results = compat.LookupResult
+        # By the int that Request.lookup returns.
+        self._results = (results.MISS, results.HIT, results.HIT_PENDING, results.RETRY)
+
+    def open(self, store: Store, description: dict[str, str], payload_bytes: int) -> None:
+        """The handshake told what the store needs. `description`: the namespace. `payload_bytes`: one chunk, all ranks."""
+        self._store = store
+        self._description = description
+        self._namespace = make_namespace(canonical_text(description))
+        self._payload_bytes = payload_bytes
+
+    @property
+    def namespace_hex(self) -> str:
+        return self._namespace.hex()
+
+    @property
+    def store(self) -> Store:
+        if self._store is None:
+            why = "is shut down" if self._closed else "has no store: it works under NativeOffloadingConnector only"
+            raise Unavailable(f"NativeOffloadingManager {why}")
+        return self._store
+
+    # ---- requests -----------------------------------------------------------------------------------------------------
+
+    def announce_adapter(self, lora_request: Any) -> None:
+        """The next on_new_request is for a request with this LoRA adapter (None: without)."""
+        self._announced = lora_request
+
+    def on_new_request(self, req_context: Any) -> Any:
+        lora, self._announced = self._announced, None
+        namespace = self._namespace if lora is None else self._adapter_namespace(lora)
+        nvme = req_context.load_tier_filter.allows(compat.Medium.STORAGE, compat.Locality.LOCAL)
+        state = _RequestState(namespace, 0 if nvme else 1)  # no chunk fits in a budget of one byte
+        state.lookup = self._first_lookup(state)
+        req_context.set_state(state)
+        self._states.add(state)
+        return compat.RequestOffloadingContext()
+
+    def on_request_finished(self, req_context: Any) -> None:
+        state: _RequestState = req_context.get_state(_RequestState)
+        state.end_request()
+        state.finished = True
+        self._forget_if_idle(state)
+
+    def _forget_if_idle(self, state: _RequestState) -> None:
+        if state.idle:
+            self._states.discard(state)
+
+    def _first_lookup(self, state: _RequestState) -> Callable[[bytes], int]:
+        def lookup(key: bytes) -> int:
+            state.request = self.store.begin_request(state.namespace, promotion_budget_bytes=state.budget_bytes)
+            state.lookup = state.request.lookup
+            return state.lookup(key)
+
+        return lookup
+
+    def _adapter_namespace(self, lora: Any) -> bytes:
+        adapter = (str(lora.lora_name), str(lora.lora_path))
+        if lora.load_inplace:
+            self._adapter_namespaces.pop(adapter, None)
+        if adapter not in self._adapter_namespaces:
+            text = canonical_text(with_adapter(self._description, *adapter))
+            self._adapter_namespaces[adapter] = make_namespace(text)
+        return self._adapter_namespaces[adapter]
+
+    # ---- loads --------------------------------------------------------------------------------------------------------
+
+    def lookup(self, key: bytes, req_context: Any) -> Any:
+        return self._results[req_context.get_state(_RequestState).lookup(key)]
+
+    def get_load_source(self, key: bytes, req_context: Any) -> Any:
+        state: _RequestState = req_context.get_state(_RequestState)
+        return compat.cache_hit_source(state.request is not None and state.request.source(key) == _NVME)
+
+    def prepare_load(self, keys: Collection[bytes], req_context: Any) -> SlotLoadStoreSpec:
+        """Cannot refuse: vLLM has counted on the hit. What cannot be leased any more becomes a load that fails."""
+        state: _RequestState = req_context.get_state(_RequestState)
+        self._serial += 1
+        self._loads[self._serial] = state
+        try:
+            if state.request is None:
+                raise NotFound(f"request {req_context.req_id} looked nothing up")
+            lease = state.request.acquire_engine_keys(list(keys), for_worker=True)
+        except LmcacheNativeError as error:
+            logger.warning("request %s: a hit could not be leased, it will be recomputed: %s", req_context.req_id, error)
+            return SlotLoadStoreSpec.unleased(self._serial)
+        state.load = (self._serial, lease)
+        return SlotLoadStoreSpec(self._serial, lease.slot_offsets(), lease.generations())
+
+    def complete_load(self, keys: Collection[bytes], req_context: Any) -> None:
+        state: _RequestState = req_context.get_state(_RequestState)
+        if state.load is not None:
+            serial, lease = state.load
+            lease.release()
+            state.load = None
+            self._loads.pop(serial, None)
+        self._forget_if_idle(state)
+
+    def loads_failed(self, serials: Iterable[int]) -> None:
+        """A worker could not copy (all of) these loads. vLLM recomputes; the request looks nothing up again, or it might fail for
+        ever."""
+        for serial in serials:
+            state = self._loads.pop(serial, None)
+            if state is not None:
+                state.end_request()
+
+    # ---- stores -------------------------------------------------------------------------------------------------------
+
+    def prepare_store(self, keys: Collection[bytes], req_context: Any) -> Any:
+        state: _RequestState = req_context.get_state(_RequestState)
+        offered = list(keys)
+        try:
+            lease = self.store.reserve_engine_keys(state.namespace, offered, self._payload_bytes, for_worker=True)
+        except ResourceExhausted:
+            return None
+        self._serial += 1
+        to_store = [offered[position] for position in lease.positions]
+        for key in to_store:
+            state.stores[key] = lease
+        spec = SlotLoadStoreSpec(self._serial, lease.slot_offsets(), lease.generations())
+        return compat.PrepareStoreOutput(keys_to_store=to_store, store_spec=spec, evicted_keys=[])
+
+    def complete_store(self, keys: Collection[bytes], req_context: Any, success: bool = True) -> None:
+        """The ranks' words in the slots decide what is published, not `success` alone."""
+        state: _RequestState = req_context.get_state(_RequestState)
+        leases = {lease for key in keys if (lease := state.stores.pop(key, None)) is not None}
+        for lease in leases:
+            if success:
+                lease.commit()
+            else:
+                lease.abort()
+        self._forget_if_idle(state)
+
+    # ---- the rest -----------------------------------------------------------------------------------------------------
+
+    def reset_cache(self) -> None:
+        for state in self._states:
+            state.drop()
+            if not state.finished:
+                state.lookup = self._first_lookup(state)
+        self._states = {state for state in self._states if not state.finished}
+        self._loads.clear()
+        self.store.clear()
+
+    def get_stats(self) -> Any:
+        if self._store is None or not self._stats.due():
+            return None
+        return self._stats.report(self._store.stats())
+
+    def shutdown(self) -> None:
+        for state in self._states:
+            state.drop()
+        self._states.clear()
+        self._closed = True
+        if self._store is None:
+            return
+        store, self._store = self._store, None
+        try:
+            store.close(CLOSE_TIMEOUT_S)
+        except LmcacheNativeError as error:
+            logger.warning("closing the store: %s", error)

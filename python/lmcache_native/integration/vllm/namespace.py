@@ -1,0 +1,119 @@
+"""The namespace: everything that must match before bytes may be shared. Two engines with equal text may read each other's chunks.
+
+Not in it, because vLLM puts them into its block hashes: tokens, LoRA name and path, multimodal content, prompt embeddings, cache
+salt. A LoRA adapter's weights are not in the hash, so requests with one get a namespace of their own (`with_adapter`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from lmcache_native import build_info, describe_namespace
+from lmcache_native.config import NativeConfig
+from lmcache_native.errors import InvalidArgument
+from lmcache_native.integration.vllm import compat, fingerprint
+from lmcache_native.integration.vllm.layout import WorkerLayout
+
+# Collision-resistant and seeded the same in every process: fit for a store that outlives the process.
+LASTING_HASHES = ("sha256", "sha256_cbor")
+HOST_ONLY_HASHES = ("xxhash", "xxhash_cbor")
+
+
+def describe(
+    vllm_config: Any, config: NativeConfig, layout: WorkerLayout, group: Any, tokens_per_hash: int, blocks_per_chunk: int
+) -> dict[str, str]:
+    """Name -> value, all text. `group`: the one offloaded KV cache group.
+
+    InvalidArgument when NVMe is configured and something that must match cannot be known.
+    """
+    model = vllm_config.model_config
+    cache = vllm_config.cache_config
+    parallel = vllm_config.parallel_config
+    lasting = config.directory is not None
+    parts = {
+        "format": str(build_info()["format_version"]),
+        "keys": f"vllm-offload-key/1;tokens_per_hash={tokens_per_hash}",
+        "hash": _hash_scheme(cache.prefix_caching_hash_algo, lasting),
+        "layout": layout.layout_id,
+        "layers": f"{layout.layers}x{layout.page_bytes}",
+        "layer_names": _digest("\n".join(group.layer_names)),
+        "group": "0",
+        "block_tokens": str(group.kv_cache_spec.block_size),
+        "blocks_per_chunk": str(blocks_per_chunk),
+        "world": f"tp={parallel.tensor_parallel_size};pp={parallel.pipeline_parallel_size}",
+        "kv_dtype": f"{cache.cache_dtype};{model.dtype};skip={cache.kv_cache_dtype_skip_layers}",
+    }
+    parts |= _model_parts("model", model, vllm_config.load_config, config, lasting)
+    speculative = vllm_config.speculative_config
+    if speculative is not None:
+        parts["speculative"] = str(speculative.method)
+        if speculative.draft_model_config is not None:
+            parts |= _model_parts("draft", speculative.draft_model_config, vllm_config.load_config, config, lasting)
+    return parts
+
+
+def canonical_text(parts: dict[str, str]) -> str:
+    """Sorted `name=value` lines; values are JSON strings, so that no value can look like another line."""
+    return describe_namespace({name: json.dumps(value) for name, value in parts.items()})
+
+
+def with_adapter(parts: dict[str, str], name: str, path: str) -> dict[str, str]:
+    """The namespace of requests that use a LoRA adapter: its weights decide the KV too."""
+    found = fingerprint.of_directory(Path(path)) if Path(path).is_dir() else fingerprint.of_model(path, None, None)
+    return parts | {"lora": f"{name};{path};{found or 'unknown'}"}
+
+
+def _hash_scheme(algorithm: str, lasting: bool) -> str:
+    if algorithm in LASTING_HASHES:
+        return f"{algorithm};seed={compat.none_hash_seed(algorithm)}"
+    if lasting or algorithm not in HOST_ONLY_HASHES:
+        raise InvalidArgument(
+            f"--prefix-caching-hash-algo={algorithm}: block hashes that are seeded at random or not collision-resistant "
+            f"cannot name chunks on NVMe: use {' or '.join(LASTING_HASHES)}, or leave local_disk unset"
+        )
+    return algorithm  # seed random per process, and so is the life of host memory
+
+
+def _model_parts(prefix: str, model: Any, load: Any, config: NativeConfig, lasting: bool) -> dict[str, str]:
+    parts = {
+        f"{prefix}.name": str(model.model),
+        f"{prefix}.revision": str(model.revision),
+        f"{prefix}.config": _digest(_config_text(model)),
+        f"{prefix}.quantization": str(model.quantization),
+        f"{prefix}.load": f"{load.load_format};{load.model_loader_extra_config}",
+    }
+    if _rope_depends_on_length(model.hf_text_config):
+        parts[f"{prefix}.max_model_len"] = str(model.max_model_len)
+    if config.model_fingerprint is not None:
+        found: str | None = "given:" + config.model_fingerprint
+    elif load.load_format == "dummy":
+        found = f"dummy:{model.seed}"
+    else:
+        found = fingerprint.of_model(model.model_weights or model.model, model.revision, load.download_dir)
+    if found is None and lasting:
+        raise InvalidArgument(
+            f"model {model.model!r}: its weights are not in a local directory, so a store that outlives this process could not "
+            "tell them from others of that name: set model_fingerprint in kv_connector_extra_config, or leave local_disk unset"
+        )
+    parts[f"{prefix}.weights"] = found or "unknown"
+    return parts
+
+
+def _config_text(model: Any) -> str:
+    """The model's configuration as loaded: hf_overrides and rope are in it."""
+    return f"{model.hf_config.to_json_string(use_diff=False)}\n{model.quantization_config!r}"
+
+
+def _rope_depends_on_length(text_config: Any) -> bool:
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = getattr(text_config, name, None)
+        if isinstance(rope, dict) and rope.get("rope_type", rope.get("type", "default")) != "default":
+            return True
+    return False
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,72 @@
+"""The store's counters as vLLM's connector metrics (Prometheus, and vLLM's own log line)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from lmcache_native.integration.vllm import compat
+
+INTERVAL_S = 0.5
+
+# metric -> (name in Store.stats(), label values, documentation)
+_HITS = "lmcache_native:hit_chunks"
+_COUNTERS = {
+    "lmcache_native:evicted_chunks": ("evicted_chunks", "Chunks evicted from host memory."),
+    "lmcache_native:nvme_written_bytes": ("demoted_bytes", "Bytes written to NVMe."),
+    "lmcache_native:nvme_read_bytes": ("promoted_bytes", "Bytes read from NVMe and verified."),
+    "lmcache_native:nvme_dropped_chunks": ("demotion_drops", "Chunks not written to NVMe because the device could not keep up."),
+    "lmcache_native:corrupt_records": ("corrupt_records", "Records on NVMe that failed verification: misses."),
+    "lmcache_native:io_errors": ("read_errors", "Reads from NVMe that failed: misses."),
+    "lmcache_native:refused_promotions": ("promotion_refusals", "Chunks on NVMe beyond a request's promotion budget: misses."),
+}
+_GAUGES = {
+    "lmcache_native:host_used_bytes": ("host_used_bytes", "Host memory in use."),
+    "lmcache_native:host_quarantined_slots": ("host_quarantined_slots", "Slots that wait for a worker's word."),
+    "lmcache_native:nvme_live_bytes": ("nvme_live_bytes", "Bytes on NVMe that can be looked up."),
+    "lmcache_native:nvme_dirty_bytes": ("nvme_dirty_bytes", "Bytes in host memory that a crash now would lose."),
+    "lmcache_native:nvme_quarantined": ("nvme_quarantined", "1 when NVMe is out of use after an error."),
+}
+
+
+def definitions() -> dict[str, Any]:
+    found: dict[str, Any] = {
+        _HITS: compat.OffloadingCounterMetadata(documentation="Chunks loaded, by the tier they came from.", labelnames=("tier",))
+    }
+    for name, (_, text) in _COUNTERS.items():
+        found[name] = compat.OffloadingCounterMetadata(documentation=text)
+    for name, (_, text) in _GAUGES.items():
+        found[name] = compat.OffloadingGaugeMetadata(documentation=text)
+    return found
+
+
+class StatsReporter:
+    """Turns snapshots into what changed since the last one. vLLM asks after each step; a snapshot is taken at most every 0.5 s."""
+
+    def __init__(self) -> None:
+        self._last: Mapping[str, int] = {}
+        self._next_s = 0.0
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        if now < self._next_s:
+            return False
+        self._next_s = now + INTERVAL_S
+        return True
+
+    def report(self, snapshot: Mapping[str, int]) -> Any:
+        stats = compat.OffloadingConnectorStats()
+        for tier, field in (("host", "hits_host"), ("nvme", "hits_nvme")):
+            self._count(stats, _HITS, snapshot, field, (tier,))
+        for name, (field, _) in _COUNTERS.items():
+            self._count(stats, name, snapshot, field, ())
+        for name, (field, _) in _GAUGES.items():
+            stats.set_gauge(name, snapshot[field])
+        self._last = snapshot
+        return stats
+
+    def _count(self, stats: Any, name: str, snapshot: Mapping[str, int], field: str, labels: tuple[str, ...]) -> None:
+        grown = snapshot[field] - self._last.get(field, 0)
+        if grown > 0:
+            stats.increase_counter(name, grown, labels)

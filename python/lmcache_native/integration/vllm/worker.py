@@ -1,0 +1,215 @@
+"""NativeOffloadingWorker: one rank's side. Turns vLLM's jobs into jobs of a PagedCopier, and knows which blocks failed to load.
+
+vLLM asserts that every job succeeds, so every job is reported as a success: a failed store is known by its slot's word, which the
+scheduler's commit reads, and a failed load by its blocks (take_failed_blocks), which vLLM recomputes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lmcache_native import ArenaAttachment, CopyDirection, PagedCopier
+from lmcache_native.errors import DeadlineExceeded, InvalidArgument, LmcacheNativeError, Unavailable
+from lmcache_native.integration.vllm import compat
+from lmcache_native.integration.vllm.layout import PagedMemory, slot_layout
+from lmcache_native.integration.vllm.slots import SlotLoadStoreSpec
+from lmcache_native.logging import get_logger
+
+logger = get_logger(__name__)
+
+ATTACH_TIMEOUT_S = 10.0
+ATTACH_AGAIN_AFTER_S = 60.0
+ATTACH_AGAIN_TIMEOUT_S = 0.1
+WAIT_WARNING_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    serial: int
+    block_ids: np.ndarray[Any, np.dtype[np.int32]]
+    block_begin: np.ndarray[Any, np.dtype[np.uint32]]
+    blocks: np.ndarray[Any, np.dtype[np.uint32]]
+
+
+class NativeOffloadingWorker(compat.OffloadingWorker):  # type: ignore[misc]
+    """One thread, the model runner's, calls everything."""
+
+    def __init__(self, kv_caches: Any, *, engine_id: str, rank: int, blocks_per_chunk: int, copy_threads: int) -> None:
+        self.memory = PagedMemory.of(kv_caches)
+        self.slot_layout = slot_layout(len(self.memory.bases), self.memory.page_bytes, blocks_per_chunk)
+        self._tensors = [tensor.tensor for tensor in kv_caches.tensors]
+        self._engine_id = engine_id
+        self._rank = rank
+        self._blocks_per_chunk = blocks_per_chunk
+        self._copy_threads = copy_threads
+        self._copier: PagedCopier | None = None
+        self._attach_at_s = 0.0
+        self._attach_failed = False
+        self._loads: dict[int, _Load] = {}
+        self._ended: list[Any] = []  # jobs that never reached the copier
+        self._failed_blocks: set[int] = set()
+        self._failed_serials: set[int] = set()
+
+    # ---- vLLM's interface ---------------------------------------------------------------------------------------------
+
+    def submit_store(self, job_id: int, src_spec: Any, dst_spec: SlotLoadStoreSpec) -> bool:
+        blocks = np.asarray(src_spec.block_ids)
+        per_chunk = self._blocks_per_chunk
+        chunks = len(dst_spec)
+        if len(blocks) != chunks * per_chunk:
+            # Not copied, so the slots' words stay empty and nothing is published.
+            logger.error("store job %d: %d blocks for %d chunks of %d", job_id, len(blocks), chunks, per_chunk)
+            self._ended.append(compat.TransferResult(job_id=job_id, success=True))
+            return True
+        begin = np.arange(chunks, dtype=np.uint32) * per_chunk
+        counts = np.full(chunks, per_chunk, dtype=np.uint32)
+        self._submit(job_id, CopyDirection.GATHER, dst_spec, np.zeros(chunks, dtype=np.uint32), counts, begin, blocks)
+        return True
+
+    def submit_load(self, job_id: int, src_spec: SlotLoadStoreSpec, dst_spec: Any) -> bool:
+        blocks = np.asarray(dst_spec.block_ids)
+        first, counts, begin = chunk_spans(dst_spec.block_indices[0], len(blocks), self._blocks_per_chunk)
+        self._loads[job_id] = _Load(src_spec.serial, blocks, begin, counts)
+        if len(first) != len(src_spec):  # also a load that could not be leased
+            self._load_failed(job_id, f"{len(blocks)} blocks span {len(first)} chunks, not {len(src_spec)}")
+            return True
+        self._submit(job_id, CopyDirection.SCATTER, src_spec, first, counts, begin, blocks)
+        return True
+
+    def get_finished(self) -> list[Any]:
+        results, self._ended = self._ended, []
+        for done in self._copier.poll() if self._copier is not None else ():
+            load = self._loads.pop(done.id, None)
+            if not done.ok:
+                logger.error("%s job %d: %s", "store" if load is None else "load", done.id, done.message)
+                if load is not None:
+                    self._note_failure(load, done.failed_items)
+            results.append(
+                compat.TransferResult(job_id=done.id, success=True, transfer_size=done.bytes, transfer_time=max(done.seconds, 1e-9))
+            )
+        return results
+
+    def wait(self, job_ids: set[int]) -> None:
+        """vLLM reuses the jobs' blocks afterwards, so it must not end before they have."""
+        if self._copier is None or not job_ids:
+            return
+        ids = sorted(job_ids)
+        while True:
+            try:
+                self._copier.wait(ids, WAIT_WARNING_S)
+                return
+            except DeadlineExceeded:
+                logger.warning("copy jobs %s still under way after %.0f s", ids, WAIT_WARNING_S)
+
+    def shutdown(self) -> None:
+        self._copier = None
+        self._loads.clear()
+
+    # ---- failures -----------------------------------------------------------------------------------------------------
+
+    def take_failed_blocks(self) -> set[int]:
+        """Blocks whose load failed, since the last call."""
+        failed, self._failed_blocks = self._failed_blocks, set()
+        return failed
+
+    def take_failed_serials(self) -> set[int]:
+        """The manager's numbers of loads that failed, since the last call."""
+        failed, self._failed_serials = self._failed_serials, set()
+        return failed
+
+    def _load_failed(self, job_id: int, why: str) -> None:
+        load = self._loads.pop(job_id)
+        logger.error("load job %d: %s", job_id, why)
+        self._note_failure(load, range(len(load.block_begin)))
+        self._ended.append(compat.TransferResult(job_id=job_id, success=True))
+
+    def _note_failure(self, load: _Load, items: Sequence[int]) -> None:
+        self._failed_serials.add(load.serial)
+        for item in items or range(len(load.block_begin)):
+            begin = int(load.block_begin[item])
+            self._failed_blocks.update(int(block) for block in load.block_ids[begin : begin + int(load.blocks[item])])
+
+    # ---- the copier ---------------------------------------------------------------------------------------------------
+
+    def _submit(
+        self,
+        job_id: int,
+        direction: CopyDirection,
+        slots: SlotLoadStoreSpec,
+        first: Any,
+        counts: Any,
+        begin: Any,
+        blocks: Any,
+    ) -> None:
+        try:
+            self._attached().submit(
+                job_id, direction, slots.offsets, slots.generations, first, counts, begin, blocks, stream=self._stream()
+            )
+        except LmcacheNativeError as error:
+            if direction == CopyDirection.SCATTER:
+                self._load_failed(job_id, str(error))
+            else:
+                if isinstance(error, InvalidArgument):
+                    logger.error("store job %d: %s", job_id, error)
+                self._ended.append(compat.TransferResult(job_id=job_id, success=True))
+
+    def _attached(self) -> PagedCopier:
+        """The copier; at the first job, attaches to the scheduler's arena. Unavailable while that fails, quickly after the first
+        time."""
+        if self._copier is not None:
+            return self._copier
+        now = time.monotonic()
+        if now < self._attach_at_s:
+            raise Unavailable("not attached to the scheduler's arena")
+        self._attach_at_s = now + ATTACH_AGAIN_AFTER_S
+        timeout_s = ATTACH_AGAIN_TIMEOUT_S if self._attach_failed else ATTACH_TIMEOUT_S
+        try:
+            arena = ArenaAttachment.attach(self._engine_id, self._rank, self.slot_layout.rank_bytes, timeout_s)
+            self._copier = self._make_copier(arena)
+        except LmcacheNativeError as error:
+            self._attach_failed = True
+            logger.error("rank %d could not attach to the scheduler's arena: %s", self._rank, error)
+            raise Unavailable(f"not attached to the scheduler's arena: {error}") from error
+        logger.info(
+            "rank %d attached: %.2f GiB arena of pid %d, copies by %s",
+            self._rank,
+            arena.bytes / 2**30,
+            arena.owner_pid,
+            self._copier.name,
+        )
+        return self._copier
+
+    def _make_copier(self, arena: ArenaAttachment) -> PagedCopier:
+        paged = self.memory.paged_layout()
+        if self.memory.device_type == "cuda":
+            return PagedCopier.cuda(
+                arena, paged, self.slot_layout, rank=self._rank, device=self.memory.device_index, owner=self._tensors
+            )
+        return PagedCopier.host(arena, paged, self.slot_layout, rank=self._rank, threads=self._copy_threads, owner=self._tensors)
+
+    def _stream(self) -> int:
+        if self.memory.device_type != "cuda":
+            return 0
+        import torch
+
+        return int(torch.cuda.current_stream(self.memory.device_index).cuda_stream)
+
+
+def chunk_spans(first_block: int, blocks: int, per_chunk: int) -> tuple[Any, Any, Any]:
+    """`blocks` consecutive blocks of a request, from number `first_block`, cut at chunk borders.
+
+    Per chunk: first block within the chunk, number of blocks, index of the first among the `blocks`.
+    """
+    skipped = first_block % per_chunk
+    chunks = -(-(skipped + blocks) // per_chunk) if blocks else 0
+    edges = np.arange(chunks + 1, dtype=np.int64) * per_chunk - skipped
+    edges = np.clip(edges, 0, blocks)
+    begin = edges[:-1]
+    counts = np.diff(edges)
+    first = (begin + skipped) % per_chunk
+    return first.astype(np.uint32), counts.astype(np.uint32), begin.astype(np.uint32)
