@@ -1,0 +1,46 @@
+# `make test` and `make demo` are the two commands; each sets up what it needs (Debian 12, root or sudo the first time).
+.DEFAULT_GOAL := help
+STAGE := bash -c 'set -euo pipefail; source tests/env/stages.sh; "$$@"' make
+export DEMO_ARGS
+
+.PHONY: help test test-quick test-tsan lint format build wheel bench gpu-check demo tools clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+test: ## everything CI runs: C++, sanitizers, wheel, Python, real vLLM, format and lint
+	@tests/env/test.sh full
+
+test-quick: ## the same without sanitizers and without an engine
+	@tests/env/test.sh quick
+
+test-tsan: ## the C++ tests under ThreadSanitizer
+	@tests/env/test.sh tsan
+
+lint: ## clang-format, ruff, mypy, shellcheck
+	@tests/env/test.sh lint
+
+format: tools ## format all sources in place
+	@$(STAGE) format
+
+build: tools ## C++ library and tests, Release, in .build/release
+	@$(STAGE) build_cpp release
+
+wheel: tools ## the Python wheel, in dist/
+	@$(STAGE) build_wheel
+
+bench: tools ## the C++ benchmarks
+	@$(STAGE) bench
+
+gpu-check: tools ## prove the CUDA kernels on this machine's GPU; fails without one
+	@$(STAGE) gpu_check
+
+demo: tools ## real vLLM: time to first token cold, from host memory, from NVMe after a restart and after kill -9 (DEMO_ARGS="--help")
+	@$(STAGE) demo $(DEMO_ARGS)
+
+tools:
+	@tests/env/system_packages.sh
+	@tests/env/dev.sh >/dev/null
+
+clean: ## builds, wheel, demo store and tool caches of this checkout; not the engine environment
+	rm -rf .build build dist .demo .pytest_cache .mypy_cache .ruff_cache

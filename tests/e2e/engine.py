@@ -1,0 +1,217 @@
+"""One vLLM engine in this process, with hooks on both sides of the connector."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import prompts
+from same_answer import Answer
+
+GIB = 1 << 30
+BLOCK_TOKENS = 128
+
+
+class InProcessEngine:
+    """Small host memory (about 20 chunks of 128 tokens), so that a few other prompts push one out to NVMe."""
+
+    HOST_BYTES = 64 << 20
+
+    def __init__(self, model: Path, directory: Path) -> None:
+        from vllm import LLM
+
+        self.model = model
+        self.directory = directory
+        self.llm = LLM(
+            model=str(model),
+            enforce_eager=True,
+            max_model_len=2048,
+            max_num_batched_tokens=2048,
+            dtype="bfloat16",
+            kv_transfer_config={
+                "kv_connector": "NativeOffloadingConnector",
+                "kv_connector_module_path": "lmcache_native.integration.vllm",
+                "kv_role": "kv_both",
+                "kv_connector_extra_config": {
+                    "cpu_bytes_to_use": self.HOST_BYTES,
+                    "local_disk": str(directory),
+                    "max_local_disk_size": 1,
+                    "region_size": 1 / 16,
+                },
+            },
+        )
+        self._next_filler = 10_000
+
+    # ---- parts --------------------------------------------------------------------------------------------------------
+
+    @property
+    def scheduler(self) -> Any:
+        return self.llm.llm_engine.engine_core.engine_core.scheduler
+
+    @property
+    def connector(self) -> Any:
+        """The scheduler's connector."""
+        return self.scheduler.connector
+
+    @property
+    def manager(self) -> Any:
+        return self.connector.connector_scheduler.manager
+
+    @property
+    def worker(self) -> Any:
+        """The worker's NativeOffloadingWorker."""
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        return get_kv_transfer_group().connector_worker.worker
+
+    def stats(self) -> dict[str, int]:
+        return dict(self.manager.store.stats())
+
+    # ---- requests -----------------------------------------------------------------------------------------------------
+
+    def prompt(self, seed: int, length: int = 1000) -> list[int]:
+        return prompts.tokens(self.model, seed, length)
+
+    def answer(self, prompt: list[int], max_tokens: int = 12) -> Answer:
+        from vllm import SamplingParams, TokensPrompt
+
+        parameters = SamplingParams(max_tokens=max_tokens, temperature=0.0, logprobs=5, ignore_eos=True)
+        (output,) = self.llm.generate([TokensPrompt(prompt_token_ids=prompt)], parameters, use_tqdm=False)
+        return Answer(
+            token_ids=list(output.outputs[0].token_ids),
+            top_logprobs=[{token: row.logprob for token, row in top.items()} for top in output.outputs[0].logprobs],
+            cached_tokens=output.num_cached_tokens,
+        )
+
+    def drain(self) -> None:
+        """Steps until vLLM has no transfer under way."""
+        while self.scheduler.has_requests():
+            self.llm.llm_engine.step()
+
+    def forget_gpu(self) -> None:
+        """Empties the engine's own prefix cache, not the connector's."""
+        self.drain()
+        assert self.llm.reset_prefix_cache(reset_connector=False)
+
+    def forget_all(self) -> None:
+        self.drain()
+        assert self.llm.reset_prefix_cache(reset_connector=True)
+
+    def evict_to_nvme(self) -> None:
+        """Fills host memory with other prompts, after everything has been written behind."""
+        self.drain()
+        self.manager.store.flush(30.0)
+        for _ in range(4):
+            self._next_filler += 1
+            self.answer(self.prompt(self._next_filler), max_tokens=1)
+            self.drain()
+            self.manager.store.flush(30.0)
+        self.forget_gpu()
+
+    # ---- watching and meddling ----------------------------------------------------------------------------------------
+
+    def pages(self, block_ids: Any) -> list[np.ndarray]:
+        """The bytes of all layers' pages of each block."""
+        tensors = self.worker._tensors
+        return [np.concatenate([tensor[int(block)].numpy().reshape(-1) for tensor in tensors]) for block in block_ids]
+
+    @contextlib.contextmanager
+    def watch_loads(self) -> Iterator[list[np.ndarray]]:
+        """Pages of loaded blocks, taken when the worker reports the load, before anything can use or change them."""
+        worker = self.worker
+        loaded: list[np.ndarray] = []
+        blocks_of: dict[int, Any] = {}
+        submit, get_finished = worker.submit_load, worker.get_finished
+
+        def watching_submit(job_id: int, src_spec: Any, dst_spec: Any) -> bool:
+            blocks_of[job_id] = dst_spec.block_ids
+            return bool(submit(job_id, src_spec, dst_spec))
+
+        def watching_get_finished() -> list[Any]:
+            results = get_finished()
+            for result in results:
+                if result.job_id in blocks_of:
+                    loaded.extend(self.pages(blocks_of.pop(result.job_id)))
+            return list(results)
+
+        with _replaced(worker, submit_load=watching_submit, get_finished=watching_get_finished):
+            yield loaded
+
+    @contextlib.contextmanager
+    def watch_stores(self) -> Iterator[list[np.ndarray]]:
+        """Pages of stored blocks, as they are when the store is submitted."""
+        worker = self.worker
+        stored: list[np.ndarray] = []
+        submit = worker.submit_store
+
+        def watching(job_id: int, src_spec: Any, dst_spec: Any) -> bool:
+            stored.extend(self.pages(src_spec.block_ids))
+            return bool(submit(job_id, src_spec, dst_spec))
+
+        with _replaced(worker, submit_store=watching):
+            yield stored
+
+    @contextlib.contextmanager
+    def change_loads(self, change: Callable[[Any], Any]) -> Iterator[None]:
+        """change(SlotLoadStoreSpec) -> the one to use instead, for every load."""
+        worker = self.worker
+        submit = worker.submit_load
+        with _replaced(worker, submit_load=lambda job_id, src, dst: submit(job_id, change(src), dst)):
+            yield
+
+    @contextlib.contextmanager
+    def held_copies(self) -> Iterator[HeldCopier]:
+        """Copies are handed to the copier only when asked for, or waited for."""
+        worker = self.worker
+        held = HeldCopier(worker._attached())
+        with _replaced(worker, _copier=held):
+            yield held
+            held.let_go()
+            self.drain()
+
+    def close(self) -> None:
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        gc.collect()
+
+
+class HeldCopier:
+    """A PagedCopier whose jobs are accepted and under way for as long as the test likes."""
+
+    def __init__(self, copier: Any) -> None:
+        self._copier = copier
+        self.held: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def submit(self, *args: Any, **kwargs: Any) -> None:
+        self.held.append((args, kwargs))
+
+    def let_go(self) -> None:
+        while self.held:
+            args, kwargs = self.held.pop(0)
+            self._copier.submit(*args, **kwargs)
+
+    def wait(self, ids: Any, timeout_s: float) -> None:
+        self.let_go()
+        self._copier.wait(ids, timeout_s)
+
+    def poll(self) -> Any:
+        return self._copier.poll()
+
+
+@contextlib.contextmanager
+def _replaced(target: Any, **attributes: Any) -> Iterator[None]:
+    before = {name: target.__dict__.get(name, _replaced) for name in attributes}
+    for name, value in attributes.items():
+        setattr(target, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is _replaced:
+                delattr(target, name)
+            else:
+                setattr(target, name, value)

@@ -1,0 +1,124 @@
+# shellcheck shell=bash
+# The steps that test.sh and the Makefile run. Sourced, in the repository root. Wherever one says `local x` and then sets it,
+# that is so that a failing command in $() ends the script.
+source tests/env/common.sh
+
+JOBS=${JOBS:-$(nproc)}
+export CTEST_OUTPUT_ON_FAILURE=1
+# A run must not depend on what the shell that started it holds.
+unset PYTHONPATH PYTHONHOME
+
+# build_cpp PRESET [CMAKE ARGUMENTS...]
+build_cpp() {
+  quietly cmake --preset "$@"
+  cmake --build --preset "$1" -j "$JOBS"
+}
+
+test_cpp() {
+  ctest --preset "$1" --quiet --output-log ".build/$1-ctest.log" || { grep -v '   Passed ' ".build/$1-ctest.log" || true; return 1; }
+  tail -n 5 ".build/$1-ctest.log"
+}
+
+build_wheel() {
+  rm -rf dist
+  .venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+  ls -l dist
+}
+
+the_wheel() {
+  local wheels=(dist/lmcache_native-*.whl)
+  [[ ${#wheels[@]} == 1 && -f ${wheels[0]} ]] || die "expected one wheel in dist/, found: ${wheels[*]}"
+  echo "${wheels[0]}"
+}
+
+wheel_is_current() {
+  local wheel
+  wheel=$(the_wheel 2>/dev/null) || return 1
+  [[ -z $(find CMakeLists.txt pyproject.toml cmake cpp cuda bindings python -newer "$wheel" -type f -not -name '*.pyc' -print -quit) ]]
+}
+
+# The version does not change between builds, so what is there goes first.
+install_wheel() {
+  local python=$1 wheel
+  wheel=$(the_wheel)
+  quietly "$python" -m pip uninstall -y lmcache-native
+  quietly "$python" -m pip install "$wheel"
+}
+
+check_wheel() {
+  .venv/bin/python tests/python/check_wheel.py "$(the_wheel)"
+}
+
+test_python() {
+  install_wheel .venv/bin/python
+  .venv/bin/python -m pytest tests/python --timeout 300 -q
+}
+
+prepare_engine() {
+  local engine
+  engine=$(tests/env/engine.sh)
+  tests/env/model.sh smollm2 >/dev/null
+  tests/env/model.sh tiny-qwen3 >/dev/null
+  install_wheel "$engine/bin/python"
+}
+
+test_e2e() {
+  local engine
+  engine=$(tests/env/engine.sh)
+  LMCN_MODEL_SMOLLM2=$(tests/env/model.sh smollm2)
+  LMCN_MODEL_TINY_QWEN3=$(tests/env/model.sh tiny-qwen3)
+  export LMCN_MODEL_SMOLLM2 LMCN_MODEL_TINY_QWEN3
+  "$engine/bin/python" -m pytest tests/e2e --timeout 900 -q --durations 10
+}
+
+sources() {
+  local folders=() folder
+  for folder in cpp cuda bindings tests benchmarks examples; do [[ -d $folder ]] && folders+=("$folder"); done
+  find "${folders[@]}" -type f \( -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \) -print0
+}
+
+# All of them, even when the first complains.
+lint() {
+  local bad=0
+  sources | xargs -0 .venv/bin/clang-format --dry-run --Werror || bad=1
+  .venv/bin/ruff check . || bad=1
+  .venv/bin/ruff format --check . || bad=1
+  .venv/bin/mypy --strict python/lmcache_native examples/demo || bad=1
+  shellcheck -x -P SCRIPTDIR .ci/run tests/env/*.sh || bad=1
+  return $bad
+}
+
+format() {
+  sources | xargs -0 .venv/bin/clang-format -i
+  .venv/bin/ruff check --fix . || true
+  .venv/bin/ruff format .
+}
+
+gpu_check() {
+  local code=0 toolkit
+  if command -v nvcc >/dev/null || [[ -n ${CUDACXX:-}${CUDA_HOME:-}${CUDA_PATH:-} ]]; then
+    build_cpp gpu
+  else
+    toolkit=$(tests/env/cuda.sh)
+    build_cpp gpu "-DPython_EXECUTABLE=$toolkit/bin/python"
+  fi
+  "$(find .build/gpu -type f -name gpu_check -perm -u+x | head -n 1)" || code=$?
+  ((code != 77)) || die "no GPU: nothing proven"
+  return $code
+}
+
+bench() {
+  build_cpp bench
+  local program
+  for program in $(find .build/bench -type f -name 'bench_*' -perm -u+x | sort); do "$program"; done
+}
+
+demo() {
+  local engine model
+  wheel_is_current || { say "demo: building the wheel"; build_wheel; }
+  engine=$(tests/env/engine.sh)
+  model=$(tests/env/model.sh smollm2)
+  say "demo: installing the wheel into the engine environment"
+  install_wheel "$engine/bin/python"
+  exec "$engine/bin/python" examples/demo/demo.py --model "$model" "$@"
+}

@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# usage: test.sh full|quick|tsan|lint    Runs the stages one after another, all of them even when one fails, then says how each went.
+# quick leaves out the sanitizers and the engine.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+cd "$REPO" || exit
+
+mode=${1:?usage: test.sh full|quick|tsan|lint}
+names=() results=() seconds=()
+failed=0
+
+# stage NAME COMMAND...: in a bash of its own, so that `set -e` holds inside functions too.
+stage() {
+  local name=$1 begin=$SECONDS result=passed
+  shift
+  printf '\n===== %s  %s\n' "$(date +%H:%M:%S)" "$name"
+  if ! bash -c 'set -euo pipefail; source tests/env/stages.sh; "$@"' stage "$@"; then
+    result=FAILED
+    failed=$((failed + 1))
+  fi
+  names+=("$name") results+=("$result") seconds+=($((SECONDS - begin)))
+  printf -- '----- %s: %s after %d s\n' "$name" "$result" $((SECONDS - begin))
+  [[ $result == passed ]]
+}
+
+# A stage whose ground is missing is a failure, said as what it is.
+not_run() {
+  names+=("$1") results+=("NOT RUN") seconds+=(0)
+  failed=$((failed + 1))
+}
+
+summary() {
+  printf '\n===== summary: make test (%s), %d s\n' "$mode" "$SECONDS"
+  local i
+  for i in "${!names[@]}"; do printf '%-9s %5d s  %s\n' "${results[i]}" "${seconds[i]}" "${names[i]}"; done
+  printf 'stages: %d passed, %d failed\n' $((${#names[@]} - failed)) "$failed"
+  exit $((failed > 0))
+}
+
+cpp() {
+  if stage "C++ build, $1" build_cpp "$1"; then
+    stage "C++ tests, $1" test_cpp "$1" || true
+  else
+    not_run "C++ tests, $1"
+  fi
+}
+
+[[ $mode =~ ^(full|quick|tsan|lint)$ ]] || die "unknown mode $mode"
+stage "system packages" tests/env/system_packages.sh || summary
+stage "tools" tests/env/dev.sh || summary
+
+case $mode in
+lint)
+  stage "format, lint, types" lint || true
+  summary
+  ;;
+tsan)
+  cpp tsan
+  summary
+  ;;
+esac
+
+cpp release
+if [[ $mode == full ]]; then cpp asan; fi
+wheel=0
+stage "wheel" build_wheel && wheel=1
+if ((wheel)); then
+  stage "wheel contents" check_wheel || true
+  stage "Python tests" test_python || true
+else
+  not_run "wheel contents"
+  not_run "Python tests"
+fi
+stage "format, lint, types" lint || true
+if [[ $mode == full ]]; then
+  if ((wheel)) && stage "engine environment and models" prepare_engine; then
+    stage "end-to-end tests with vLLM" test_e2e || true
+  else
+    not_run "end-to-end tests with vLLM"
+  fi
+fi
+summary
