@@ -101,14 +101,14 @@ def measure(server: VllmServer, text: str) -> Sample:
     return Sample(answer.ttft_s * 1e3, answer.prompt_tokens, answer.cached_tokens, sources, answer)
 
 
-def compare(cold: Completion, hit: Completion, into: Comparison) -> None:
+def compare(number: int, cold: Completion, hit: Completion, into: Comparison) -> None:
     for position, (expected, found) in enumerate(zip(cold.token_ids, hit.token_ids, strict=True)):
         if expected != found:
             into.same_tokens = False
             best = sorted(cold.top_logprobs[position].values(), reverse=True)
             gap = best[0] - best[1]
             into.explained = into.explained and gap < UNDECIDED_LOGPROB_GAP and found in cold.top_logprobs[position]
-            into.notes.append(f"token {position}: {found} instead of {expected}, cold run's gap {gap:.3f}")
+            into.notes.append(f"token {position} of prompt {number}, gap {gap:.3f}")
             return  # what follows has another context
         difference = abs(cold.logprobs[position] - hit.logprobs[position])
         into.largest_logprob_difference = max(into.largest_logprob_difference, difference)
@@ -173,6 +173,7 @@ class Demo:
             self.sample(RESTART, number)
         for number in survivors:
             self.sample(COLD, number)
+            self.sample(ENGINE, number)
         self.durable("kill")
         self.server.kill9()
         say("server killed (SIGKILL to all its processes)")
@@ -213,8 +214,8 @@ class Demo:
             if name in (COLD, TAIL):  # the other question has no cold answer
                 continue
             phase.comparison = Comparison()
-            for expected, sample in zip(cold, phase.samples, strict=False):
-                compare(expected.answer, sample.answer, phase.comparison)
+            for number, (expected, sample) in enumerate(zip(cold, phase.samples, strict=False), start=1):
+                compare(number, expected.answer, sample.answer, phase.comparison)
             if name != ENGINE:
                 same = [
                     (a.answer.token_ids, a.answer.logprobs) == (b.answer.token_ids, b.answer.logprobs)
@@ -238,7 +239,7 @@ class Demo:
                 elif sample.sources.get(SOURCES[name], 0) != sample.hit_tokens:
                     found.append(f"{TITLES[name]}: hits came from {sample.sources}, expected {SOURCES[name]}")
             if phase.comparison is not None and not phase.comparison.explained:
-                found.append(f"{TITLES[name]}: another answer than the cold run: {'; '.join(phase.comparison.notes)}")
+                found.append(f"{TITLES[name]}: another answer than the cold run at {'; '.join(phase.comparison.notes)}")
             if phase.comparison is not None and phase.comparison.same_as_engine_hit is False:
                 found.append(f"{TITLES[name]}: not the logprobs of the engine's own hit of the same length")
         return found
@@ -249,7 +250,8 @@ class Demo:
             **{f"{name}_ms": round(phase.median_ms(), 1) for name, phase in self.phases.items()},
             "prompt_tokens": self.phases[COLD].samples[0].prompt_tokens,
             "hit_tokens": self.phases[RESTART].hit_tokens(),
-            "same_tokens": all(comparison.same_tokens for comparison in compared),
+            "same_tokens": all(comparison.explained and comparison.same_as_engine_hit is not False for comparison in compared),
+            "same_tokens_as_cold": all(comparison.same_tokens for comparison in compared),
             "phases": {
                 name: {
                     "title": TITLES[name],
@@ -268,17 +270,19 @@ class Demo:
 
     def table(self) -> str:
         lines = [
-            "| | TTFT, median (min) ms | prompt tokens from the cache | same answer as cold |",
-            "|---|---:|---:|---|",
+            "| | TTFT, median (min) ms | tokens from the cache | logprobs of the engine's own hit | tokens of the cold run |",
+            "|---|---:|---:|---|---|",
         ]
         tokens = self.phases[COLD].samples[0].prompt_tokens
         for name, phase in self.phases.items():
-            verdict = "-"
+            as_engine, as_cold = "", ""
             if phase.comparison is not None:
-                verdict = "yes" if phase.comparison.same_tokens else "undecided" if phase.comparison.explained else "NO"
+                as_engine = {None: "", True: "same", False: "OTHER"}[phase.comparison.same_as_engine_hit]
+                notes = "; ".join(phase.comparison.notes)
+                as_cold = "OTHER" if not phase.comparison.explained else f"same, but undecided at {notes}" if notes else "same"
             lines.append(
                 f"| {TITLES[name]} | {phase.median_ms():.0f} ({phase.min_ms():.0f}) "
-                f"| {phase.hit_tokens()} of {tokens} | {verdict} |"
+                f"| {phase.hit_tokens()} of {tokens} | {as_engine} | {as_cold} |"
             )
         return "\n".join(lines)
 

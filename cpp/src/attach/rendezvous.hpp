@@ -36,8 +36,9 @@ class RendezvousOwner {
   using RankGone = std::function<void(std::uint32_t rank)>;
 
   /// Replaces a stale socket file (no listener behind it, or one whose process has ended); a live one is kLocked. `memfd` must
-  /// outlive the owner. kInvalidArgument: rank_count not 1..64, rank_bytes 0, arena_bytes not the memfd's size.
-  /// fork(): the child holds copies of the sockets but no thread; destroying the owner there leaves socket file and workers alone.
+  /// outlive the owner. Stale sockets of other engine ids in the directory are removed too. kInvalidArgument: rank_count not 1..64,
+  /// rank_bytes 0, arena_bytes not the memfd's size. fork(): the child holds copies of the sockets but no thread; destroying the
+  /// owner there leaves socket file and workers alone.
   static Result<std::unique_ptr<RendezvousOwner>> listen(const std::string& engine_id, int memfd, const ArenaHandle& handle,
                                                          RankGone gone);
   virtual ~RendezvousOwner() = default;  // stops the thread, removes the socket file

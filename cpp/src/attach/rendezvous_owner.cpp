@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <filesystem>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -74,6 +75,21 @@ Status remove_stale(int directory, const std::string& path) {
   if (::unlinkat(directory, name.c_str(), 0) != 0 && errno != ENOENT)
     return Status::from_errno(errno, "unlink of the stale " + path);
   return {};
+}
+
+// Engines are killed more often than stopped and their ids are often random: each owner removes what dead ones left. Every owner
+// binds and listens under the directory's lock, so a socket that refuses connections here is nobody's. What cannot be examined
+// stays.
+void remove_all_stale(int directory, const std::string& path) {
+  constexpr int kMaxExamined = 1024;
+  const std::string parent = path.substr(0, path.rfind('/') + 1);
+  std::error_code error;
+  std::filesystem::directory_iterator entry(parent, error);
+  for (int i = 0; !error && entry != std::filesystem::directory_iterator() && i < kMaxExamined; ++i, entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    if (name.ends_with(kSocketSuffix) && parent.size() + name.size() <= wire::kMaxPathBytes)
+      (void)remove_stale(directory, parent + name);
+  }
 }
 
 Result<UniqueFd> bind_and_listen(const std::string& path) {
@@ -340,6 +356,7 @@ Result<std::unique_ptr<RendezvousOwner>> RendezvousOwner::listen(const std::stri
   LMCN_RETURN_IF_ERROR(lock_directory(prepared.directory.get(), *path));
   Status status = remove_stale(prepared.directory.get(), *path);
   if (status.ok()) {
+    remove_all_stale(prepared.directory.get(), *path);
     auto listener = bind_and_listen(*path);
     status = listener.status();
     if (listener.ok()) prepared.listener = std::move(*listener);

@@ -22,6 +22,7 @@ namespace lmcn::wire {
 inline constexpr std::uint64_t kHelloMagic = 0x4C48454E434D4C31ULL;
 inline constexpr std::uint64_t kReplyMagic = 0x5952504E434D4C31ULL;
 inline constexpr std::uint32_t kVersion = 1;
+inline constexpr std::size_t kMaxPathBytes = sizeof(sockaddr_un::sun_path) - 1;
 
 struct Hello {
   std::uint64_t magic = kHelloMagic;

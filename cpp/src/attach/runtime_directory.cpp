@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -12,11 +11,10 @@
 #include <cstdlib>
 
 #include "attach/rendezvous.hpp"
+#include "attach/rendezvous_wire.hpp"
 
 namespace lmcn {
 namespace {
-
-constexpr std::size_t kMaxPath = sizeof(sockaddr_un::sun_path) - 1;
 
 std::string octal(mode_t mode) {
   char text[8];
@@ -92,12 +90,12 @@ Result<std::string> socket_path(const std::string& engine_id) {
   if (engine_id.empty()) return Status(Code::kInvalidArgument, "engine_id is empty");
   auto directory = runtime_directory();
   if (!directory.ok()) return directory.status();
-  std::string path = *directory + "/" + engine_id + ".sock";
-  if (!filename_safe(engine_id) || path.size() > kMaxPath) path = *directory + "/" + hashed(engine_id) + ".sock";
-  if (path.size() > kMaxPath) {
+  std::string path = *directory + "/" + engine_id + kSocketSuffix;
+  if (!filename_safe(engine_id) || path.size() > wire::kMaxPathBytes) path = *directory + "/" + hashed(engine_id) + kSocketSuffix;
+  if (path.size() > wire::kMaxPathBytes) {
     return Status(Code::kInvalidArgument, "runtime directory " + *directory + " is too long: the socket's path would have " +
-                                              std::to_string(path.size()) + " bytes, at most " + std::to_string(kMaxPath) +
-                                              " fit (LMCN_RUNTIME_DIR names another)");
+                                              std::to_string(path.size()) + " bytes, at most " +
+                                              std::to_string(wire::kMaxPathBytes) + " fit (LMCN_RUNTIME_DIR names another)");
   }
   return path;
 }

@@ -8,6 +8,8 @@
 
 namespace lmcn {
 
+inline constexpr char kSocketSuffix[] = ".sock";
+
 /// Descriptor of `directory` after the same checks; it is not created. kInvalidArgument names what is wrong with it.
 Result<UniqueFd> open_private_directory(const std::string& directory);
 

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "copy/transpose.hpp"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -47,11 +49,18 @@ const StreamPath& stream_path() {
 struct Copy {
   std::byte* to;
   const std::byte* from;
-  RunAxis outer, inner;  // .paged: stride of `from`, .slot: stride of `to`
+  RunAxis outer, inner;  // here .paged is the stride of `from` and .slot that of `to`
 };
 
 template <std::size_t kBytes>
 void copy_elements(const Copy& c) {
+  constexpr auto kStep = static_cast<std::int64_t>(kBytes);
+  if (c.outer.paged == kStep && c.inner.slot == kStep) {
+    return transpose<kBytes>({c.to, c.outer.slot}, {c.from, c.inner.paged}, c.inner.count, c.outer.count);
+  }
+  if (c.outer.slot == kStep && c.inner.paged == kStep) {
+    return transpose<kBytes>({c.to, c.inner.slot}, {c.from, c.outer.paged}, c.outer.count, c.inner.count);
+  }
   for (std::int64_t o = 0; o < c.outer.count; ++o) {
     std::byte* to = c.to + o * c.outer.slot;
     const std::byte* from = c.from + o * c.outer.paged;

@@ -45,20 +45,13 @@ class IdTable {
   /// REQUIRES: a free slot; `id` is not in the table.
   void insert(std::uint32_t hash, std::uint32_t id) noexcept {
     assert(size_ < slots());
-    Slot carried{hash, id + 1};
     std::size_t position = home(hash);
     for (std::size_t distance = 0;; ++distance, position = next(position)) {
-      Slot& slot = slot_at(position);
-      if (slot.empty()) {
-        slot = carried;
-        ++size_;
-        return;
-      }
-      if (const std::size_t resident = distance_at(position, slot); resident < distance) {
-        std::swap(slot, carried);
-        distance = resident;
-      }
+      const Slot slot = slot_at(position);
+      if (slot.empty() || distance_at(position, slot) < distance) break;
     }
+    for (Slot carried{hash, id + 1}; !carried.empty(); position = next(position)) std::swap(slot_at(position), carried);
+    ++size_;
   }
 
   std::uint32_t id_at(std::size_t position) const noexcept { return slot_at(position).id(); }
@@ -76,12 +69,12 @@ class IdTable {
     --size_;
   }
 
-  /// Moves slots to `target`: at least `count` (free ones counted), then on to the end of a cluster, so that no search of this
-  /// table finds its way cut off. Each call goes on where the last one ended. No insert() from the first call on; erase_at() may.
+  /// Moves slots to `target`, from the first on: at least `count` (free ones counted), then on to the end of a cluster, so that no
+  /// search of this table finds its way cut off. Each call goes on where the last one ended. After the first call erase_at() may
+  /// come, insert() may not.
   void move_to(IdTable& target, std::size_t count) noexcept {
-    if (move_begin_ == kNotFound) move_begin_ = move_position_ = free_slot();
     for (std::size_t moved = 0; size_ > 0; ++moved) {
-      Slot& slot = slot_at(move_position_);
+      Slot& slot = slot_at(moved_slots_);
       if (slot.empty()) {
         if (moved >= count) break;
       } else {
@@ -89,16 +82,14 @@ class IdTable {
         slot = Slot{};
         --size_;
       }
-      move_position_ = next(move_position_);
-      if (move_position_ % kDiscardSlots == 0) discard_before(move_position_);
+      if (++moved_slots_ % kDiscardSlots == 0) {
+        pages_.discard((moved_slots_ - kDiscardSlots) * sizeof(Slot), kDiscardSlots * sizeof(Slot));
+      }
     }
   }
 
-  /// False when move_to() has passed all places where `hash` can be.
-  bool may_hold(std::uint32_t hash) const noexcept {
-    return move_begin_ == kNotFound ||
-           ((home(hash) - move_begin_) & (slots() - 1)) >= ((move_position_ - move_begin_) & (slots() - 1));
-  }
+  /// False when move_to() has passed all places where `hash` can be: what is left lies in whole clusters after moved_slots_.
+  bool may_hold(std::uint32_t hash) const noexcept { return home(hash) >= moved_slots_; }
 
   void prefetch(std::uint32_t hash) const noexcept { __builtin_prefetch(&slot_at(home(hash))); }
 
@@ -112,19 +103,6 @@ class IdTable {
 
   static constexpr std::size_t kDiscardSlots = 16 * 1024;  // 128 KiB at a time, some 10 us
 
-  // A table is never quite full: the owner keeps to full().
-  std::size_t free_slot() const noexcept {
-    std::size_t position = 0;
-    while (!slot_at(position).empty()) position = next(position);
-    return position;
-  }
-
-  // The slots before `end` have been moved, unless they lie before the place where moving began.
-  void discard_before(std::size_t end) noexcept {
-    const std::size_t begin = (end - kDiscardSlots) & (slots() - 1);
-    if (slots() > kDiscardSlots && begin >= move_begin_) pages_.discard(begin * sizeof(Slot), kDiscardSlots * sizeof(Slot));
-  }
-
   std::size_t home(std::uint32_t hash) const noexcept {
     return static_cast<std::size_t>(std::uint64_t{hash} >> (32 - log2_slots_));
   }
@@ -136,8 +114,7 @@ class IdTable {
   ZeroedPages pages_;
   unsigned log2_slots_;
   std::size_t size_ = 0;
-  std::size_t move_begin_ = kNotFound;  // a slot that was free: clusters begin after it
-  std::size_t move_position_ = 0;
+  std::size_t moved_slots_ = 0;  // all before are free
 };
 
 }  // namespace lmcn

@@ -73,15 +73,13 @@ struct SkipHeader {
   std::uint32_t header_bytes;  // 4096
   Uuid uuid;
   std::uint64_t region_sequence;
-  std::uint64_t record_sequence;
   std::uint32_t pages;  // of the failed record, header page included
   std::uint32_t reserved0;
-  std::uint8_t reserved[kPageChecksumOffset - 56];
+  std::uint8_t reserved[kPageChecksumOffset - 48];
   std::uint64_t checksum;
 };
 static_assert(sizeof(SkipHeader) == kPageBytes);
-static_assert(offsetof(SkipHeader, uuid) == 16 && offsetof(SkipHeader, region_sequence) == 32);
-static_assert(offsetof(SkipHeader, record_sequence) == 40 && offsetof(SkipHeader, pages) == 48);
+static_assert(offsetof(SkipHeader, uuid) == 16 && offsetof(SkipHeader, region_sequence) == 32 && offsetof(SkipHeader, pages) == 40);
 static_assert(offsetof(SkipHeader, checksum) == kPageChecksumOffset);
 
 struct FooterEntry {

@@ -12,9 +12,9 @@
 //      earlier life can still reach it.
 //  L2  Before a region that held records is overwritten its new header is durable (write, fdatasync); before a footer names
 //      records they are durable (fdatasync, write).
-//  L3  WriteDones of a region run one after another, in its order; record i's only after the writes of records 0..i of its region
-//  ended and failed ones among them were
-//      replaced by a skip header. (Where that failed too, the region takes no more records and gets its footer.)
+//  L3  WriteDones of a region run one after another, in its order; record i's only after the writes of records 0..i ended and
+//      failed ones among them were replaced by a skip header. (Where that failed too, the region takes no more records and gets
+//      its footer.)
 #pragma once
 
 #include <atomic>

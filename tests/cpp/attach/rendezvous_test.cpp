@@ -162,6 +162,27 @@ TEST_F(Rendezvous, StaleSocketFilesAreReplaced) {
   EXPECT_TRUE(attach("engine", 0).ok());
 }
 
+TEST_F(Rendezvous, WhatKilledEnginesLeftIsRemovedByTheNextOwnerOfAnyId) {
+  const auto left = [this] {
+    std::set<std::string> names;
+    for (const auto& entry : fs::directory_iterator(scratch_.path() + "/run")) names.insert(entry.path().filename().string());
+    return names;
+  };
+  const pid_t killed = run_in_child([&] {
+    auto first = listen("dead-1");
+    auto second = listen("dead-2");
+    return first.ok() && second.ok() ? (::kill(::getpid(), SIGKILL), 1) : 2;
+  });
+  EXPECT_EQ(exit_status(killed), 128 + SIGKILL);
+  std::fclose(std::fopen((scratch_.path() + "/run/notes.sock").c_str(), "w"));
+  EXPECT_EQ(left(), (std::set<std::string>{"dead-1.sock", "dead-2.sock", "notes.sock"}));
+  const auto first = serve("first");
+  EXPECT_EQ(left(), (std::set<std::string>{"first.sock", "notes.sock"}));
+  const auto second = serve("second");
+  EXPECT_EQ(left(), (std::set<std::string>{"first.sock", "notes.sock", "second.sock"})) << "a live one stays";
+  EXPECT_TRUE(attach("first", 0).ok());
+}
+
 // An owner died, a child that it had forked still holds its listening socket: connections succeed, nobody ever answers.
 TEST_F(Rendezvous, AListenerLeftInAForkedChildIsStale) {
   int released[2];

@@ -102,6 +102,19 @@ std::vector<Case> all_cases() {
       }
     }
   }
+  // Transposed in tiles of 16 bytes with rows and columns left over.
+  for (const std::int64_t element_bytes : {1, 2, 4, 8}) {
+    for (const std::int64_t head_dim : {16, 37}) {
+      for (const std::int64_t block_tokens : {32, 35}) {
+        add({.order = Order::kTransposedKeys,
+             .block_tokens = block_tokens,
+             .heads = 2,
+             .head_dim = head_dim,
+             .element_bytes = element_bytes,
+             .chunk_tokens = 2 * block_tokens + 7});
+      }
+    }
+  }
   // Large enough for the host copier to share an item among threads.
   add({.order = Order::kBlocksOuter,
 

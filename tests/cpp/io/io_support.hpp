@@ -13,6 +13,7 @@
 #include <latch>
 #include <memory>
 #include <mutex>
+#include <ostream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -168,6 +169,9 @@ struct EngineCase {
   EngineKind kind;
   bool faulty;
 };
+inline void PrintTo(const EngineCase& engine, std::ostream* out) {
+  *out << engine.name;
+}
 inline constexpr EngineCase kUring{"io_uring", EngineKind::kIoUring, false};
 inline constexpr EngineCase kThreads{"threads", EngineKind::kThreads, false};
 inline constexpr EngineCase kFaultyUring{"faulty_io_uring", EngineKind::kIoUring, true};

@@ -155,6 +155,11 @@ void require(bool condition, const char* what) {
 class DeathTest : public ::testing::Test {
  protected:
   void SetUp() override { GTEST_FLAG_SET(death_test_style, "threadsafe"); }
+  static void skip_without_io_uring() {
+    if (const auto probe = make_engine({.kind = EngineKind::kIoUring}); !probe.ok()) {
+      GTEST_SKIP() << "NOT TESTED: " << probe.status().to_string();
+    }
+  }
 };
 
 TEST_F(DeathTest, AutoFallsBackToThreadsWhereIoUringIsForbidden) {
@@ -174,6 +179,8 @@ TEST_F(DeathTest, AutoFallsBackToThreadsWhereIoUringIsForbidden) {
 }
 
 TEST_F(DeathTest, AutoFallsBackWhereTheRingCannotBeEntered) {
+  skip_without_io_uring();
+  if (IsSkipped()) return;
   EXPECT_EXIT(
       {
         ::unsetenv("LMCN_IO_ENGINE");
@@ -188,8 +195,9 @@ TEST_F(DeathTest, AutoFallsBackWhereTheRingCannotBeEntered) {
 }
 
 TEST_F(DeathTest, WhenTheRingFailsEveryRequestStillCompletesOnce) {
+  skip_without_io_uring();
+  if (IsSkipped()) return;
   const EngineOptions options{.kind = EngineKind::kIoUring};
-  if (const auto probe = make_engine(options); !probe.ok()) GTEST_SKIP() << "NOT TESTED: " << probe.status().to_string();
   EXPECT_EXIT(
       {
         Recorder recorder;
