@@ -53,6 +53,7 @@ constexpr Field kFields[] = {
     LMCN_FIELD(demotion_failures),
     LMCN_FIELD(demotion_drops),
     LMCN_FIELD(corrupt_records),
+    LMCN_FIELD(stale_reads),
     LMCN_FIELD(read_errors),
     LMCN_FIELD(write_errors),
     LMCN_FIELD(recovered_chunks),

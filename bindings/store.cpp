@@ -121,6 +121,18 @@ nb::object lookup(const StoreObject& self, nb::handle keys) {
   return nb::handle(prefix_hit_class)(hit.hit, hit.host, hit.nvme);
 }
 
+void job_not_started(const StoreObject& self, std::uint32_t rank, nb::handle slot_offsets, nb::handle generations, bool load) {
+  const auto offsets = integers<std::uint64_t>(slot_offsets, "slot_offsets");
+  const auto generation = integers<std::uint32_t>(generations, "generations");
+  if (generation.size() != offsets.size()) {
+    throw StatusError(Status(Code::kInvalidArgument, "generations: as many as slot_offsets (" + std::to_string(offsets.size()) +
+                                                         ") expected, got " + std::to_string(generation.size())));
+  }
+  std::vector<SlotRef> slots(offsets.size());
+  for (std::size_t i = 0; i < slots.size(); ++i) slots[i] = {offsets[i], generation[i]};
+  without_gil(self, [&](TieredStore& store) { store.job_not_started(rank, slots, load); });
+}
+
 void close(StoreObject& self, double timeout_s) {
   if (self.store == nullptr) return;
   const auto deadline = milliseconds(timeout_s, "timeout_s");
@@ -193,6 +205,13 @@ void define_control(nb::class_<StoreObject>& store) {
           "Lets worker processes attach to the arena (ArenaAttachment.attach) under engine_id. rank_bytes: one rank's part of a "
           "slot\n"
           "(SlotLayout.rank_bytes). Locked when a live process serves that id.")
+      .def("job_not_started", job_not_started, nb::arg("rank"), nb::arg("slot_offsets").none(), nb::arg("generations").none(),
+           nb::kw_only(), nb::arg("load"),
+           nb::sig("def job_not_started(self, rank: int, slot_offsets: lmcache_native._types.IntArray, generations: "
+                   "lmcache_native._types.IntArray, *, load: bool) -> None"),
+           "For a worker that reports that it could not start a job on these slots, and so will never write its words: writes them "
+           "for it,\n"
+           "else the slots would stay quarantined for ever. Slots of another generation are passed over.")
       .def(
           "flush",
           [](const StoreObject& self, double timeout_s) {

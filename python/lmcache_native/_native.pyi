@@ -436,6 +436,12 @@ class Store:
         (SlotLayout.rank_bytes). Locked when a live process serves that id.
         """
 
+    def job_not_started(self, rank: int, slot_offsets: lmcache_native._types.IntArray, generations: lmcache_native._types.IntArray, *, load: bool) -> None:
+        """
+        For a worker that reports that it could not start a job on these slots, and so will never write its words: writes them for it,
+        else the slots would stay quarantined for ever. Slots of another generation are passed over.
+        """
+
     def flush(self, timeout_s: float = 60.0) -> None:
         """
         Waits until all committed chunks are on NVMe (or dropped) and synced. DeadlineExceeded names what is left.

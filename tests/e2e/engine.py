@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -122,23 +123,8 @@ class InProcessEngine:
     @contextlib.contextmanager
     def watch_loads(self) -> Iterator[list[np.ndarray]]:
         """Pages of loaded blocks, taken when the worker reports the load, before anything can use or change them."""
-        worker = self.worker
         loaded: list[np.ndarray] = []
-        blocks_of: dict[int, Any] = {}
-        submit, get_finished = worker.submit_load, worker.get_finished
-
-        def watching_submit(job_id: int, src_spec: Any, dst_spec: Any) -> bool:
-            blocks_of[job_id] = dst_spec.block_ids
-            return bool(submit(job_id, src_spec, dst_spec))
-
-        def watching_get_finished() -> list[Any]:
-            results = get_finished()
-            for result in results:
-                if result.job_id in blocks_of:
-                    loaded.extend(self.pages(blocks_of.pop(result.job_id)))
-            return list(results)
-
-        with _replaced(worker, submit_load=watching_submit, get_finished=watching_get_finished):
+        with self._loads_end_with(lambda _job, blocks: loaded.extend(self.pages(blocks))):
             yield loaded
 
     @contextlib.contextmanager
@@ -156,12 +142,60 @@ class InProcessEngine:
             yield stored
 
     @contextlib.contextmanager
-    def change_loads(self, change: Callable[[Any], Any]) -> Iterator[None]:
-        """change(SlotLoadStoreSpec) -> the one to use instead, for every load."""
+    def wrong_kv(self, pages: list[np.ndarray]) -> Iterator[None]:
+        """Every load ends with these pages in its blocks, though the right ones were verified and copied."""
         worker = self.worker
-        submit = worker.submit_load
-        with _replaced(worker, submit_load=lambda job_id, src, dst: submit(job_id, change(src), dst)):
+        with self._loads_end_with(lambda _job, blocks: self._overwrite(worker._tensors, blocks, pages)):
             yield
+
+    @contextlib.contextmanager
+    def failing_loads(self, item: int) -> Iterator[None]:
+        """The copier reports chunk `item` of every load as failed, and its block holds garbage."""
+        worker = self.worker
+        copier = worker._attached()
+
+        def poll() -> list[Any]:
+            ended = []
+            for done in copier.poll():
+                load = worker._loads.get(done.id)
+                if load is not None:
+                    garbage = [np.full_like(self.pages(load.block_ids[:1])[0], 0x55)]
+                    self._overwrite(worker._tensors, load.block_ids[item : item + 1], garbage)
+                    done = Done(done.id, done.bytes, done.seconds, ok=False, failed_items=[item], message="planted")
+                ended.append(done)
+            return ended
+
+        with _replaced(worker, _copier=Proxy(copier, poll=poll)):
+            yield
+
+    @contextlib.contextmanager
+    def _loads_end_with(self, action: Callable[[int, Any], None]) -> Iterator[None]:
+        """action(job, block ids) when the worker reports a load, before anything can use it."""
+        worker = self.worker
+        blocks_of: dict[int, Any] = {}
+        submit, get_finished = worker.submit_load, worker.get_finished
+
+        def watching_submit(job_id: int, src_spec: Any, dst_spec: Any) -> bool:
+            blocks_of[job_id] = dst_spec.block_ids
+            return bool(submit(job_id, src_spec, dst_spec))
+
+        def watching_get_finished() -> list[Any]:
+            results = list(get_finished())
+            for result in results:
+                if result.job_id in blocks_of:
+                    action(result.job_id, blocks_of.pop(result.job_id))
+            return results
+
+        with _replaced(worker, submit_load=watching_submit, get_finished=watching_get_finished):
+            yield
+
+    @staticmethod
+    def _overwrite(tensors: list[Any], block_ids: Any, pages: list[np.ndarray]) -> None:
+        import torch
+
+        for block, page in zip(block_ids, pages, strict=False):
+            for tensor, part in zip(tensors, np.split(page, len(tensors)), strict=True):
+                tensor[int(block)].copy_(torch.from_numpy(part).view(tensor[int(block)].shape))
 
     @contextlib.contextmanager
     def held_copies(self) -> Iterator[HeldCopier]:
@@ -177,6 +211,29 @@ class InProcessEngine:
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         gc.collect()
+
+
+@dataclass
+class Done:
+    """Stands for a CopyDone."""
+
+    id: int
+    bytes: int
+    seconds: float
+    ok: bool
+    failed_items: list[int]
+    message: str
+
+
+class Proxy:
+    """A PagedCopier with some methods replaced."""
+
+    def __init__(self, copier: Any, **methods: Any) -> None:
+        self._copier = copier
+        self.__dict__.update(methods)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._copier, name)
 
 
 class HeldCopier:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from typing import Any
 
 import pytest
@@ -11,25 +10,13 @@ from same_answer import check_cold
 HIT_TOKENS = 896
 
 
-def with_stale_chunk(index: int) -> Any:
-    """The slot of chunk `index` has been handed out anew meanwhile, as far as the worker can see."""
-    from lmcache_native.integration.vllm.slots import SlotLoadStoreSpec
-
-    def change(spec: Any) -> Any:
-        generations = array("I", spec.generations)
-        generations[index] += 1
-        return SlotLoadStoreSpec(spec.serial, spec.offsets, generations)
-
-    return change
-
-
 @pytest.mark.parametrize("failed_chunk", [0, 3])
 def test_failed_load_is_recomputed_from_the_good_prefix(engine: Any, failed_chunk: int) -> None:
     engine.forget_all()
     prompt = engine.prompt(20 + failed_chunk)
     cold = engine.answer(prompt)
     engine.forget_gpu()
-    with engine.change_loads(with_stale_chunk(failed_chunk)):
+    with engine.failing_loads(failed_chunk):
         recomputed = engine.answer(prompt)  # kv_load_failure_policy "fail" would raise or end the request here
     assert len(recomputed.token_ids) == len(cold.token_ids)
     print(check_cold(cold, recomputed))

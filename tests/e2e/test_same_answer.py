@@ -69,27 +69,14 @@ def test_longer_prompt_extends_a_loaded_prefix(engine: Any, reference: Reference
 
 
 def test_every_check_notices_wrong_kv(engine: Any, reference: Reference) -> None:
-    """The KV of another prompt: intact, current, verified, and of the right length. As if two chunk keys had collided."""
-    from lmcache_native.integration.vllm.slots import SlotLoadStoreSpec
-
-    seen: list[Any] = []
-
-    def remember(spec: Any) -> Any:
-        seen.append(spec)
-        return spec
-
-    def others(spec: Any) -> Any:
-        return SlotLoadStoreSpec(spec.serial, seen[0].offsets, seen[0].generations)
-
-    other = engine.prompt(6)
-    engine.answer(other)
+    """The KV of another prompt, of the right length, in every block: as if chunk keys had collided."""
     engine.forget_gpu()
-    engine.answer(reference.prompt, max_tokens=1)  # both are in host memory now
+    with engine.watch_stores() as others:
+        engine.answer(engine.prompt(6), max_tokens=1)
+        engine.drain()
+    assert len(others) == len(reference.stored)
     engine.forget_gpu()
-    with engine.change_loads(remember):
-        assert engine.answer(other).cached_tokens == HIT_TOKENS
-    engine.forget_gpu()
-    with engine.watch_loads() as pages, engine.change_loads(others):
+    with engine.wrong_kv(others), engine.watch_loads() as pages:
         wrong = engine.answer(reference.prompt)
     engine.forget_gpu()
     assert wrong.cached_tokens == HIT_TOKENS

@@ -69,7 +69,7 @@ def test_first_life_host_hit(life: Life) -> None:
         check_own_hit(own, loaded)
         print(check_cold(cold, loaded))
     assert life.server.cached_tokens_by_source()["host"] == HIT_TOKENS * len(life.prompts)
-    assert life.server.metrics()['lmcache_native:hit_chunks_total'] > 0
+    assert life.server.metrics()["lmcache_native:hit_chunks_total"] > 0
 
 
 def test_ordinary_stop_then_nvme(life: Life) -> None:

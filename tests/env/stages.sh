@@ -51,7 +51,7 @@ check_wheel() {
 
 test_python() {
   install_wheel .venv/bin/python
-  .venv/bin/python -m pytest tests/python --timeout 300 -q
+  .venv/bin/python -m pytest tests/python examples/demo --timeout 300 -q
 }
 
 prepare_engine() {

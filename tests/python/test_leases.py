@@ -203,3 +203,18 @@ def test_leases_outlive_a_closed_store(make_store: StoreMaker, namespace: bytes)
     write.abort()
     request.end()
     read.release()
+
+
+def test_slots_of_a_job_that_never_starts_come_back(store: native.Store, namespace: bytes) -> None:
+    lease = store.reserve(namespace, keys_of(2), PAYLOAD, for_worker=True)
+    offsets, generations = lease.slot_offsets(), lease.generations()
+    lease.abort()
+    assert store.stats()["host_quarantined_slots"] == 2
+    store.job_not_started(0, offsets, [g + 1 for g in generations], load=False)
+    store.job_not_started(0, [store.arena_bytes, 1], [1, 1], load=False)
+    with pytest.raises(native.InvalidArgument, match=r"generations: as many as slot_offsets \(2\) expected, got 0"):
+        store.job_not_started(0, offsets, [], load=False)
+    assert store.stats()["host_quarantined_slots"] == 2
+    store.job_not_started(0, offsets, generations, load=False)
+    publish(store, namespace, keys_of(2))
+    assert store.stats()["host_quarantined_slots"] == 0

@@ -245,6 +245,20 @@ def test_a_request_promotes_from_nvme(make_store: StoreMaker, nvme_options: dict
         assert [lease.tobytes(i) for i in range(len(lease))] == [payload] * 4
 
 
+def test_a_request_may_repeat_its_last_key(make_store: StoreMaker, nvme_options: dict[str, Any], namespace: bytes) -> None:
+    keys = [engine_key(i) for i in range(3)]
+    with make_store(**nvme_options) as first:
+        publish(first, namespace, keys, noise(70_000).tobytes())
+    store = make_store(**nvme_options)
+    request = store.begin_request(namespace)
+    assert all(request.lookup(key) != Presence.MISS for key in keys)
+    while request.lookup(keys[-1]) == Presence.RETRY:
+        readable, _, _ = select.select([store.event_fd], [], [], 30.0)
+        assert readable, "no promotion ended in 30 s"
+    assert request.lookup(keys[-1]) == Presence.HIT
+    assert request.source(keys[-1]) == Tier.NVME
+
+
 def test_request_acquire(store: native.Store, namespace: bytes) -> None:
     publish(store, namespace, [engine_key(0), engine_key(1)], b"payload")
     keys = native.KeyDeriver(namespace).derive_all([engine_key(0), engine_key(1), engine_key(2)])

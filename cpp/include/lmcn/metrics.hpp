@@ -19,7 +19,7 @@ struct StoreStats {
   std::uint64_t evicted_chunks = 0;
   std::uint64_t promoted_chunks = 0, promoted_bytes = 0, promotion_failures = 0, promotion_refusals = 0, promotion_timeouts = 0;
   std::uint64_t demoted_chunks = 0, demoted_bytes = 0, demotion_failures = 0, demotion_drops = 0;
-  std::uint64_t corrupt_records = 0, read_errors = 0, write_errors = 0;
+  std::uint64_t corrupt_records = 0, stale_reads = 0, read_errors = 0, write_errors = 0;
   std::uint64_t recovered_chunks = 0, reclaimed_regions = 0, reclaimed_chunks = 0, cleared = 0;
 };
 

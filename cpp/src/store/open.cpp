@@ -2,6 +2,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <iterator>
 
 #include "store/request.hpp"
 #include "store/store_core.hpp"
@@ -14,6 +16,11 @@ constexpr std::uint64_t kDefaultMaxPayloadBytes = 64ULL << 20;
 
 Status bad(const std::string& field, const std::string& value, const std::string& right) {
   return Status(Code::kInvalidArgument, field + "=" + value + ": " + right);
+}
+
+bool path_is_wrong(const Status& status) {
+  const int wrong[] = {EACCES, EPERM, EROFS, ENOENT, ENOTDIR, ENAMETOOLONG, ELOOP};
+  return status.code() == Code::kIoError && std::find(std::begin(wrong), std::end(wrong), status.sys_errno()) != std::end(wrong);
 }
 
 Status check_options(const StoreOptions& o) {
@@ -37,7 +44,7 @@ Status check_options(const StoreOptions& o) {
     return bad("promotion_deadline", std::to_string(o.promotion_deadline.count()) + " ms", "must be positive");
   }
   if (o.request_ttl.count() <= 0) return bad("request_ttl", std::to_string(o.request_ttl.count()) + " ms", "must be positive");
-  return Status();
+  return io::parse_engine_kind(o.io_engine).status();
 }
 
 }  // namespace
@@ -92,6 +99,9 @@ Status StoreCore::open_nvme() {
   log_options.lock_wait = options.lock_wait;
   auto opened = nvme::RegionLog::open(log_options, *engine, *this);
   if (!opened.ok()) {
+    if (path_is_wrong(opened.status())) {
+      return bad("directory", options.directory, "must be a directory that this user can write (" + opened.status().message() + ")");
+    }
     if (opened.status().code() != Code::kLocked || options.fail_when_locked) return opened.status();
     open_warning = "running without NVMe: " + opened.status().message();
     engine.reset();

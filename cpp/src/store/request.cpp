@@ -44,38 +44,26 @@ bool RequestImpl::matches(const Item& item, std::span<const std::byte> engine_ke
          std::memcmp(item.engine_key.data(), engine_key.data(), engine_key.size()) == 0;
 }
 
-// Engines scan a prefix in order, again and again, from a start that moves forward: almost always the next item.
+// Engines scan a prefix in order, again and again: almost always the next item, or the first one anew.
 RequestImpl::Item& RequestImpl::locate(std::span<const std::byte> engine_key) {
-  if (cursor_ < items_.size() && matches(items_[cursor_], engine_key)) return items_[cursor_++];
-  for (std::size_t i = 0; i < items_.size(); ++i) {
-    if (matches(items_[i], engine_key)) {
-      cursor_ = i + 1;
-      return items_[i];
+  for (const std::size_t at : {cursor_, cursor_ - 1, std::size_t{0}}) {
+    if (at < items_.size() && matches(items_[at], engine_key)) {
+      cursor_ = at + 1;
+      return items_[at];
     }
-    if (cursor_ == items_.size() && i == 0) break;  // at the end of a first scan: a new key, no search
   }
-  Item item;
-  item.key = deriver_.derive(engine_key);
+  Item& item = locate(deriver_.derive(engine_key));
   item.engine_key_bytes = static_cast<std::uint8_t>(engine_key.size());
   std::memcpy(item.engine_key.data(), engine_key.data(), engine_key.size());
-  items_.push_back(item);
-  cursor_ = items_.size();
-  return items_.back();
+  return item;
 }
 
 RequestImpl::Item& RequestImpl::locate(const ChunkKey& key) {
   if (cursor_ < items_.size() && items_[cursor_].key == key) return items_[cursor_++];
-  for (std::size_t i = 0; i < items_.size(); ++i) {
-    if (items_[i].key == key) {
-      cursor_ = i + 1;
-      return items_[i];
-    }
-    if (cursor_ == items_.size() && i == 0) break;
-  }
-  items_.emplace_back();
-  items_.back().key = key;
-  cursor_ = items_.size();
-  return items_.back();
+  const auto [place, is_new] = item_of_.try_emplace(key, static_cast<std::uint32_t>(items_.size()));
+  if (is_new) items_.emplace_back().key = key;
+  cursor_ = place->second + 1;
+  return items_[place->second];
 }
 
 Presence RequestImpl::lookup(std::span<const std::byte> engine_key) {
@@ -223,18 +211,12 @@ std::uint32_t RequestImpl::prefetch(std::span<const ChunkKey> keys) {
 }
 
 Tier RequestImpl::source(std::span<const std::byte> engine_key) {
-  if (engine_key.empty() || engine_key.size() > kInlineKeyBytes) return source(deriver_.derive(engine_key));
-  for (const Item& item : items_) {
-    if (matches(item, engine_key)) return item.tier;
-  }
-  return Tier::kNone;
+  return source(deriver_.derive(engine_key));
 }
 
 Tier RequestImpl::source(const ChunkKey& key) {
-  for (const Item& item : items_) {
-    if (item.key == key) return item.tier;
-  }
-  return Tier::kNone;
+  const auto found = item_of_.find(key);
+  return found == item_of_.end() ? Tier::kNone : items_[found->second].tier;
 }
 
 Result<ReadLease> RequestImpl::acquire(std::span<const ChunkKey> keys, bool for_worker) {
@@ -247,7 +229,6 @@ Result<ReadLease> RequestImpl::acquire(std::span<const ChunkKey> keys, bool for_
       return Status(Code::kNotFound, "chunk " + key.to_hex() + ": not in host memory (look it up again)");
     }
   }
-  std::size_t at = 0;
   for (const ChunkKey& key : keys) {
     const EntryId id = core_.index.find(key);
     Entry& entry = core_.index.entry(id);
@@ -258,18 +239,13 @@ Result<ReadLease> RequestImpl::acquire(std::span<const ChunkKey> keys, bool for_
     core_.policy->access(id);
     lease.slots_.push_back({record.slot.offset, record.slot.generation});
     lease.slot_ids_.push_back(entry.host_slot);
-    // The lease takes over from this request's own pin.
-    while (at < items_.size() && items_[at].key != key) ++at;
-    if (at == items_.size()) {
-      at = 0;
-      while (at < items_.size() && items_[at].key != key) ++at;
-    }
     Tier tier = Tier::kHost;
-    if (at < items_.size()) {
-      tier = items_[at].tier;
-      drop_pin(items_[at]);
-      items_[at].promoting = false;
-      items_[at].version = 0;
+    if (const auto found = item_of_.find(key); found != item_of_.end()) {
+      Item& item = items_[found->second];
+      tier = item.tier;
+      drop_pin(item);  // the lease takes over
+      item.promoting = false;
+      item.version = 0;
     }
     ++(tier == Tier::kNvme ? core_.counters.hits_nvme : core_.counters.hits_host);
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <unordered_map>
 #include <vector>
 
 #include "store/store_core.hpp"
@@ -62,7 +63,8 @@ class RequestImpl final : public Request {
   const std::uint64_t budget_bytes_;
   const std::chrono::milliseconds deadline_;
   std::vector<Item> items_;
-  std::size_t cursor_ = 0;  // where a scan in order will look next
+  std::unordered_map<ChunkKey, std::uint32_t, ChunkKeyHash> item_of_;  // each key has one item
+  std::size_t cursor_ = 0;                                             // where a scan in order will look next
   std::uint64_t promoted_bytes_ = 0;
   bool ended_ = false;
   std::atomic<std::int64_t> last_lookup_ns_;

@@ -26,7 +26,7 @@ StoreStats StoreCore::stats() const {
   s.arena_populated_bytes = arena_stats.populated_bytes;
   s.arena_huge_bytes = arena_stats.huge_bytes;
   s.index_entries = index.size();
-  s.index_memory_bytes = index.memory_bytes();
+  s.index_memory_bytes = index.memory_bytes() + policy->memory_bytes();
   s.nvme_limit_bytes = log_stats.limit_bytes;
   s.nvme_allocated_bytes = log_stats.allocated_bytes;
   s.nvme_live_bytes = log_stats.live_record_bytes;
@@ -36,6 +36,7 @@ StoreStats StoreCore::stats() const {
   s.requests = requests.size();
   s.attached_ranks = rendezvous ? rendezvous->attached_ranks() : 0;
   s.corrupt_records = log_stats.corrupt_reads;
+  s.stale_reads = log_stats.stale_reads;
   s.read_errors = log_stats.read_errors;
   s.write_errors += log_stats.write_errors;
   s.lookups = lookups.load(std::memory_order_relaxed);

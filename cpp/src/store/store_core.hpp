@@ -167,8 +167,8 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   bool log_changed = false;              // since the last checkpoint
   std::uint64_t checkpoints_wanted = 0;  // tickets of flush()
   std::uint64_t checkpoints_written = 0;
-  bool arena_registered = false;  // keeper only
-  Clock::time_point log_full_since{};    // keeper only
+  bool arena_registered = false;       // keeper only
+  Clock::time_point log_full_since{};  // keeper only
   std::condition_variable keeper_cv;
   std::condition_variable flushed_cv;
 

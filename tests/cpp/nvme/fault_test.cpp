@@ -188,6 +188,48 @@ TEST_P(Faults, FailedSyncQuarantines) {
   EXPECT_TRUE(log->stats().quarantined);
 }
 
+// L2, first half: no footer names records that a power loss could take.
+TEST_P(Faults, FooterWaitsForTheSyncOfItsRecords) {
+  open_quietly();
+  put_many(1, 23);
+  engine->add(io::Fault::hold().on(io::Op::kSync));
+  put_many(23, 25);  // closes the first region
+  ASSERT_TRUE(engine->wait_withheld(1));
+  const auto has_footer = [&] {
+    const std::vector<char> data = bytes_of("data.000");
+    std::uint64_t magic = 0;
+    std::memcpy(&magic, data.data() + kMiB - sizeof(FooterTrailer), sizeof magic);
+    return magic == kFooterMagic;
+  };
+  EXPECT_FALSE(has_footer());
+  engine->clear();
+  engine->release();
+  idle();
+  EXPECT_TRUE(has_footer());
+}
+
+// L2, second half: nothing is overwritten before the region's new header is durable.
+TEST_P(Faults, ReusedRegionWaitsForTheSyncOfItsHeader) {
+  open_quietly();
+  put_many(1, 23 * 5 - 1);  // the sixth and seventh region are allocated and unused
+  put_many(23 * 5 - 1, 23 * 6 + 1);
+  idle();
+  ASSERT_FALSE(reclaims.empty() && log->stats().clean_regions > 0);
+  engine->add(io::Fault::hold().on(io::Op::kSync));
+  std::uint32_t id = 23 * 6 + 1;
+  Status status;
+  for (; status.ok() && id < 23 * 9; ++id) {
+    PageBuffer& image = images.emplace_back(make_image(id, 40 * kKiB));
+    ids = id + 1;
+    status = log->append(image.data(), image.bytes(), id, [](const Status&, Extent) {});
+  }
+  EXPECT_EQ(status.code(), Code::kResourceExhausted) << "a region was taken whose header is not durable";
+  engine->clear();
+  engine->release();
+  idle();
+  EXPECT_TRUE(put(id).ok());
+}
+
 TEST_P(Faults, FailedCheckpointLeavesTheOldOne) {
   open();
   put_many(0, 3);

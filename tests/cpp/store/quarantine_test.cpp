@@ -72,7 +72,7 @@ TEST_F(QuarantineTest, ResetWhileAGatherRuns) {
   submit(1, CopyDirection::kGather, slot, 3);
   ASSERT_TRUE(SeqPoints::wait_until_reached("copier.before_publish", 20s));
 
-  store->clear();    // the scheduler forgets its jobs
+  store->clear();  // the scheduler forgets its jobs
   lease->abort();
   EXPECT_EQ(store->stats().host_quarantined_slots, 1u);
   EXPECT_FALSE(can_be_reused(slot.offset, 1000));

@@ -156,6 +156,22 @@ TEST_F(RequestTest, ScansMayStartAnywhere) {
   }
 }
 
+TEST_F(RequestTest, AKeyHasOneItemHoweverItIsNamed) {
+  on_nvme(3);
+  auto request = store->begin_request(ns, {.promotion_budget_bytes = 3 * (kPayload + kPageBytes)});
+  EXPECT_EQ(request->prefetch(keys(0, 3)), 3u);
+  const int last = 2;
+  for (int round = 0; round < 3; ++round) EXPECT_NE(request->lookup(engine_key(last)), Presence::kMiss);
+  wait_for_promotions();
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(request->lookup(engine_key(i)), Presence::kHit);
+    EXPECT_EQ(request->source(engine_key(i)), Tier::kNvme);
+    EXPECT_EQ(request->source(key(i)), Tier::kNvme);
+  }
+  EXPECT_EQ(store->stats().host_pinned_slots, 3u);
+  EXPECT_EQ(store->slots[0].pins, 1u);
+}
+
 TEST_F(RequestTest, AnIdleRequestLosesItsPins) {
   options.request_ttl = 1ms;
   open();

@@ -40,7 +40,6 @@ class StoreTest : public ::testing::Test {
     options.directory = (root / "nvme").string();
     options.nvme_bytes = bytes;
     options.region_bytes = 4 << 20;
-
   }
   void open() {
     store = std::make_unique<StoreCore>(options);

@@ -12,7 +12,7 @@ from lmcache_native.config import GIB, NativeConfig, check_machine, engine_direc
 from lmcache_native.errors import InvalidArgument
 from lmcache_native.integration.vllm import compat, layout, namespace, spec, support
 from lmcache_native.integration.vllm.manager import NativeOffloadingManager
-from lmcache_native.integration.vllm.worker import NativeOffloadingWorker
+from lmcache_native.integration.vllm.worker import NativeOffloadingWorker, NotStarted
 from lmcache_native.logging import get_logger
 
 logger = get_logger(__name__)
@@ -20,14 +20,19 @@ logger = get_logger(__name__)
 
 @dataclass
 class NativeWorkerMetadata(compat.OffloadingWorkerMetadata):  # type: ignore[misc]
-    """Worker -> scheduler, each step with ended jobs: also the loads that failed (SlotLoadStoreSpec.serial)."""
+    """Worker -> scheduler, each step with ended jobs: also the loads that failed (SlotLoadStoreSpec.serial), and the jobs that a
+    rank could not start."""
 
     failed_loads: set[int] = field(default_factory=set)
+    not_started: list[NotStarted] = field(default_factory=list)
 
     def aggregate(self, other: Any) -> NativeWorkerMetadata:
         merged = super().aggregate(other)
         return NativeWorkerMetadata(
-            merged.completed_jobs, merged.transfer_stats, self.failed_loads | getattr(other, "failed_loads", set())
+            merged.completed_jobs,
+            merged.transfer_stats,
+            self.failed_loads | getattr(other, "failed_loads", set()),
+            self.not_started + getattr(other, "not_started", []),
         )
 
 
@@ -91,7 +96,9 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
         meta = super().build_connector_worker_meta()
         if meta is None:
             return None
-        return NativeWorkerMetadata(meta.completed_jobs, meta.transfer_stats, self._worker.take_failed_serials())
+        return NativeWorkerMetadata(
+            meta.completed_jobs, meta.transfer_stats, self._worker.take_failed_serials(), self._worker.take_not_started()
+        )
 
     # ---- scheduler ----------------------------------------------------------------------------------------------------
 
@@ -176,8 +183,9 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
 
     def update_connector_output(self, connector_output: Any) -> None:
         meta = connector_output.kv_connector_worker_meta
-        if isinstance(meta, NativeWorkerMetadata) and meta.failed_loads:
+        if isinstance(meta, NativeWorkerMetadata):
             self._manager.loads_failed(meta.failed_loads)
+            self._manager.not_started(meta.not_started)
         super().update_connector_output(connector_output)
 
     @classmethod

@@ -16,6 +16,7 @@ from lmcache_native.integration.vllm import compat
 from lmcache_native.integration.vllm.namespace import canonical_text, with_adapter
 from lmcache_native.integration.vllm.slots import SlotLoadStoreSpec
 from lmcache_native.integration.vllm.stats import StatsReporter
+from lmcache_native.integration.vllm.worker import NotStarted
 from lmcache_native.logging import get_logger
 
 logger = get_logger(__name__)
@@ -184,6 +185,11 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
             state = self._loads.pop(serial, None)
             if state is not None:
                 state.end_request()
+
+    def not_started(self, jobs: Iterable[NotStarted]) -> None:
+        """Their ranks will write no words: without this the slots would wait for them for ever."""
+        for job in jobs:
+            self.store.job_not_started(job.rank, job.slots.offsets, job.slots.generations, load=job.load)
 
     # ---- stores -------------------------------------------------------------------------------------------------------
 

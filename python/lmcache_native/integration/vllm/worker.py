@@ -6,6 +6,7 @@ scheduler's commit reads, and a failed load by its blocks (take_failed_blocks), 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lmcache_native import ArenaAttachment, CopyDirection, PagedCopier
-from lmcache_native.errors import DeadlineExceeded, InvalidArgument, LmcacheNativeError, Unavailable
+from lmcache_native.errors import DeadlineExceeded, LmcacheNativeError, Unavailable
 from lmcache_native.integration.vllm import compat
 from lmcache_native.integration.vllm.layout import PagedMemory, slot_layout
 from lmcache_native.integration.vllm.slots import SlotLoadStoreSpec
@@ -29,8 +30,18 @@ WAIT_WARNING_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
+class NotStarted:
+    """A job that never reached this rank's copier, so that its slots' words stay empty. Goes to the scheduler; must pickle."""
+
+    rank: int
+    load: bool
+    slots: SlotLoadStoreSpec
+
+
+@dataclass(frozen=True, slots=True)
 class _Load:
     serial: int
+    slots: SlotLoadStoreSpec
     block_ids: np.ndarray[Any, np.dtype[np.int32]]
     block_begin: np.ndarray[Any, np.dtype[np.uint32]]
     blocks: np.ndarray[Any, np.dtype[np.uint32]]
@@ -54,6 +65,7 @@ class NativeOffloadingWorker(compat.OffloadingWorker):  # type: ignore[misc]
         self._ended: list[Any] = []  # jobs that never reached the copier
         self._failed_blocks: set[int] = set()
         self._failed_serials: set[int] = set()
+        self._not_started: list[NotStarted] = []
 
     # ---- vLLM's interface ---------------------------------------------------------------------------------------------
 
@@ -62,9 +74,7 @@ class NativeOffloadingWorker(compat.OffloadingWorker):  # type: ignore[misc]
         per_chunk = self._blocks_per_chunk
         chunks = len(dst_spec)
         if len(blocks) != chunks * per_chunk:
-            # Not copied, so the slots' words stay empty and nothing is published.
-            logger.error("store job %d: %d blocks for %d chunks of %d", job_id, len(blocks), chunks, per_chunk)
-            self._ended.append(compat.TransferResult(job_id=job_id, success=True))
+            self._store_failed(job_id, dst_spec, f"{len(blocks)} blocks for {chunks} chunks of {per_chunk}")
             return True
         begin = np.arange(chunks, dtype=np.uint32) * per_chunk
         counts = np.full(chunks, per_chunk, dtype=np.uint32)
@@ -74,7 +84,7 @@ class NativeOffloadingWorker(compat.OffloadingWorker):  # type: ignore[misc]
     def submit_load(self, job_id: int, src_spec: SlotLoadStoreSpec, dst_spec: Any) -> bool:
         blocks = np.asarray(dst_spec.block_ids)
         first, counts, begin = chunk_spans(dst_spec.block_indices[0], len(blocks), self._blocks_per_chunk)
-        self._loads[job_id] = _Load(src_spec.serial, blocks, begin, counts)
+        self._loads[job_id] = _Load(src_spec.serial, src_spec, blocks, begin, counts)
         if len(first) != len(src_spec):  # also a load that could not be leased
             self._load_failed(job_id, f"{len(blocks)} blocks span {len(first)} chunks, not {len(src_spec)}")
             return True
@@ -122,9 +132,20 @@ class NativeOffloadingWorker(compat.OffloadingWorker):  # type: ignore[misc]
         failed, self._failed_serials = self._failed_serials, set()
         return failed
 
+    def take_not_started(self) -> list[NotStarted]:
+        """Jobs that this rank could not start, since the last call."""
+        jobs, self._not_started = self._not_started, []
+        return jobs
+
+    def _store_failed(self, job_id: int, slots: SlotLoadStoreSpec, why: str, level: int = logging.ERROR) -> None:
+        logger.log(level, "store job %d: %s", job_id, why)
+        self._not_started.append(NotStarted(self._rank, False, slots))
+        self._ended.append(compat.TransferResult(job_id=job_id, success=True))
+
     def _load_failed(self, job_id: int, why: str) -> None:
         load = self._loads.pop(job_id)
         logger.error("load job %d: %s", job_id, why)
+        self._not_started.append(NotStarted(self._rank, True, load.slots))
         self._note_failure(load, range(len(load.block_begin)))
         self._ended.append(compat.TransferResult(job_id=job_id, success=True))
 
@@ -154,9 +175,7 @@ class NativeOffloadingWorker(compat.OffloadingWorker):  # type: ignore[misc]
             if direction == CopyDirection.SCATTER:
                 self._load_failed(job_id, str(error))
             else:
-                if isinstance(error, InvalidArgument):
-                    logger.error("store job %d: %s", job_id, error)
-                self._ended.append(compat.TransferResult(job_id=job_id, success=True))
+                self._store_failed(job_id, slots, str(error), logging.DEBUG if isinstance(error, Unavailable) else logging.ERROR)
 
     def _attached(self) -> PagedCopier:
         """The copier; at the first job, attaches to the scheduler's arena. Unavailable while that fails, quickly after the first
