@@ -79,7 +79,7 @@ BENCHMARK(BatchPrefixLookup1000)->Unit(benchmark::kMicrosecond);
 
 void ReserveCommit(benchmark::State& state) {
   Filled& f = filled();
-  int i = 10'000'000;
+  static int i = 10'000'000;  // goes on over the repetitions: each chunk is new
   for (auto _ : state) {
     const int value = i++;
     const ChunkKey key = sha256(std::as_bytes(std::span(&value, 1)));
