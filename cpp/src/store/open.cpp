@@ -108,6 +108,7 @@ Status StoreCore::open_nvme() {
     return Status();
   }
   log = std::move(opened).value();
+  for (const std::string& line : log->notes()) engine_note += "; " + line;
   log->adopt([this](const nvme::RecoveredRecord& record) {
     const EntryId id = index.insert(record.key);
     Entry& entry = index.entry(id);
