@@ -32,7 +32,7 @@ struct CopyJob {
   CopyDirection direction = CopyDirection::kGather;
   std::vector<CopyItem> items = {};
   std::vector<std::int64_t> block_ids = {};  // engine block numbers; range-checked against num_blocks
-  std::uint64_t stream = 0;             // CUDA: the engine's cudaStream_t to order after (0: legacy default); host: ignored
+  std::uint64_t stream = 0;                  // CUDA: the engine's cudaStream_t to order after (0: legacy default); host: ignored
 };
 
 struct CopyDone {
