@@ -173,7 +173,7 @@ class TieredStore {
   virtual void job_not_started(std::uint32_t rank, std::span<const SlotRef> slots, bool load) = 0;
 
   virtual void touch(std::span<const ChunkKey> keys) = 0;
-  /// Drops one chunk from every tier. false: absent.
+  /// Drops one chunk from every tier. false: absent. A crash before the next checkpoint may bring its NVMe record back.
   virtual bool erase(const ChunkKey& key) = 0;
   /// Drops everything, at once in memory; on NVMe by the keeper thread within milliseconds. Slots under leases or with worker
   /// jobs under way are quarantined, not reused, until those end.
@@ -181,7 +181,8 @@ class TieredStore {
 
   /// Waits until all committed chunks are on NVMe (or dropped) and synced. kDeadlineExceeded with what is left.
   virtual Status flush(std::chrono::milliseconds deadline) = 0;
-  /// Flushes for at most `deadline`, writes a checkpoint, unlocks. Idempotent.
+  /// Flushes for at most `deadline`, then waits for I/O under way (also of a device that does not answer), writes a checkpoint,
+  /// unlocks. Idempotent.
   virtual Status close(std::chrono::milliseconds deadline) = 0;
 
   /// Readable after promotions ended since the last drain (eventfd, non-blocking; read it to re-arm).

@@ -107,6 +107,10 @@ void ChunkIndex::clear() {
   *impl_ = Impl{};
 }
 
+EntryId ChunkIndex::end_id() const noexcept {
+  return impl_->pool.end();
+}
+
 void ChunkIndex::for_each(const std::function<void(EntryId, Entry&)>& f) {
   for (EntryId id = 0; id < impl_->pool.end(); ++id) {
     if (impl_->pool.live(id)) f(id, impl_->pool[id]);

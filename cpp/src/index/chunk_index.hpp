@@ -54,6 +54,8 @@ class ChunkIndex {
   std::uint64_t size() const noexcept;
   std::uint64_t memory_bytes() const noexcept;
   void clear();
+  /// Ids given out so far are below: for walks in slices, with live().
+  EntryId end_id() const noexcept;
   void for_each(const std::function<void(EntryId, Entry&)>& f);
   /// Hides cache misses of the lookups to come.
   void prefetch(const ChunkKey& key) const noexcept;

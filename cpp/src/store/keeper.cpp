@@ -36,21 +36,26 @@ void StoreCore::keeper_loop(std::stop_token stop) {
     const bool full = log_full_since != Clock::time_point{} && !dirty_queue.empty();
     keeper_cv.wait_until(lock, full ? std::min(next_tick, Clock::now() + kFullRetry) : next_tick, [&] {
       return stop.stop_requested() || clear_pending || (checkpoints_wanted != checkpoints_written && drained()) ||
-             (!full && !dirty_queue.empty() && demotions_in_flight < kMaxDemotionsInFlight);
+             (checkpoint_due && demotions_in_flight == 0) ||
+             (!full && !checkpoint_due && !dirty_queue.empty() && demotions_in_flight < kMaxDemotionsInFlight);
     });
     if (stop.stop_requested()) break;
     if (log && clear_pending) clear_log(lock);
-    while (!clear_pending && demotions_in_flight < kMaxDemotionsInFlight && demote_next(lock)) {
+    while (!clear_pending && !checkpoint_due && demotions_in_flight < kMaxDemotionsInFlight && demote_next(lock)) {
     }
     const Clock::time_point now = Clock::now();
-    if ((checkpoints_wanted != checkpoints_written && drained()) || (log_changed && now >= next_checkpoint)) {
+    if (log_changed && now >= next_checkpoint) checkpoint_due = true;
+    if (checkpoints_wanted != checkpoints_written && drained()) checkpoint_due = true;
+    if (checkpoint_due && demotions_in_flight == 0) {
       next_checkpoint = now + kCheckpointEvery;
-      const std::uint64_t wanted = checkpoints_wanted;
+      const std::uint64_t wanted = drained() ? checkpoints_wanted : checkpoints_written;
       lock.unlock();
-      const Status written = write_checkpoint();
+      Status written = write_checkpoint();
       lock.lock();
       if (!written.ok()) ++counters.write_errors;
+      checkpoint_due = false;
       checkpoints_written = wanted;
+      last_checkpoint = std::move(written);
       flushed_cv.notify_all();
     }
     if (now >= next_tick) {
@@ -161,7 +166,6 @@ void StoreCore::finish_demotion(SlotId slot, EntryId id, std::uint64_t epoch, co
       log->forget(extent);
     }
     unpin(slot);
-    if (demotions_in_flight == 0 && dirty_queue.empty()) flushed_cv.notify_all();
   }
   keeper_cv.notify_one();
 }
@@ -205,20 +209,28 @@ Status StoreCore::flush(std::chrono::milliseconds deadline) {
   const std::uint64_t ticket = ++checkpoints_wanted;
   keeper_cv.notify_one();
   const bool done = flushed_cv.wait_until(lock, until, [&] { return checkpoints_written >= ticket; });
-  if (done) return Status();
+  // A checkpoint that has no room is no loss: open() then reads footers.
+  if (done) return last_checkpoint.code() == Code::kResourceExhausted ? Status() : last_checkpoint;
   return Status(Code::kDeadlineExceeded, "flush: " + std::to_string(dirty_bytes) + " bytes not yet on NVMe");
 }
 
+// No append is under way (the keeper starts none now), so the walk may let others in between its slices: they only take
+// extents away, which the log allows.
 Status StoreCore::write_checkpoint() {
+  constexpr EntryId kSlice = 8192;
   std::vector<std::pair<ChunkKey, Extent>> entries;
-  {
-    std::lock_guard lock(mu);
-    log_changed = false;
-    entries.reserve(index.size());
-    index.for_each([&](EntryId, Entry& entry) {
-      if (entry.extent.valid()) entries.emplace_back(entry.key, entry.extent);
-    });
+  std::unique_lock lock(mu);
+  const std::uint64_t epoch = clear_epoch;
+  log_changed = false;
+  for (EntryId from = 0; from < index.end_id(); from += kSlice) {
+    for (EntryId id = from; id < std::min<EntryId>(from + kSlice, index.end_id()); ++id) {
+      if (index.live(id) && index.entry(id).extent.valid()) entries.emplace_back(index.entry(id).key, index.entry(id).extent);
+    }
+    lock.unlock();
+    lock.lock();
+    if (clear_epoch != epoch) return Status();  // the log is about to be cleared too
   }
+  lock.unlock();
   return log->checkpoint([&](const std::function<void(const ChunkKey&, Extent)>& sink) {
     for (const auto& [key, extent] : entries) sink(key, extent);
   });

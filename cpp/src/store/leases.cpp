@@ -81,17 +81,12 @@ std::uint32_t StoreCore::end_write(WriteLease& lease, bool publish) {
     std::lock_guard lock(mu);
     for (const SlotId id : lease.slot_ids_) {
       SlotRecord& record = slots[id];
-      --record.pins;
-      if (record.entry == kNoEntry) {  // cleared or erased meanwhile
-        if (record.pins == 0) free_or_quarantine(id);
-        continue;
-      }
+      const EntryId entry_id = record.entry;  // none: cleared or erased meanwhile
       bool complete = publish;
       for (std::uint32_t rank = 0; complete && rank < options.rank_count; ++rank) {
         complete = rank_state(image(id), rank, record.slot.generation) == RankState::kOk;
       }
-      const EntryId entry_id = record.entry;
-      if (complete) {
+      if (entry_id != kNoEntry && complete) {
         record.worker_fill = false;
         Entry& entry = index.entry(entry_id);
         entry.host = HostState::kReady;
@@ -103,10 +98,11 @@ std::uint32_t StoreCore::end_write(WriteLease& lease, bool publish) {
         }
         ++counters.committed_chunks;
         ++published;
-      } else {
+      } else if (entry_id != kNoEntry) {
         ++counters.aborted_chunks;
         drop_host_copy(entry_id);
       }
+      unpin(id);
     }
     changed();
   }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <iterator>
+#include <unordered_map>
 
 #include "store/request.hpp"
 #include "store/store_core.hpp"
@@ -100,7 +101,8 @@ Status StoreCore::open_nvme() {
   auto opened = nvme::RegionLog::open(log_options, *engine, *this);
   if (!opened.ok()) {
     if (path_is_wrong(opened.status())) {
-      return bad("directory", options.directory, "must be a directory that this user can write (" + opened.status().message() + ")");
+      return bad("directory", options.directory,
+                 "must be a directory that this user can write (" + opened.status().message() + ")");
     }
     if (opened.status().code() != Code::kLocked || options.fail_when_locked) return opened.status();
     open_warning = "running without NVMe: " + opened.status().message();
@@ -138,6 +140,7 @@ Status StoreCore::serve(const std::string& engine_id, std::uint64_t rank_bytes) 
                                                        .owner_pid = static_cast<std::uint32_t>(::getpid())},
                                            [this](std::uint32_t rank) { on_rank_gone(rank); });
   if (!listening.ok()) return listening.status();
+  std::lock_guard lock(mu);
   rendezvous = std::move(listening).value();
   return Status();
 }
@@ -160,16 +163,18 @@ void StoreCore::on_rank_gone(std::uint32_t rank) {
 
 void StoreCore::job_not_started(std::uint32_t rank, std::span<const SlotRef> refs, bool load) {
   if (rank >= options.rank_count) return;
+  std::unordered_map<std::uint64_t, std::uint32_t> generation_at;
+  for (const SlotRef& ref : refs) generation_at.emplace(ref.offset, ref.generation);
   std::lock_guard lock(mu);
-  for (const SlotRef& ref : refs) {
-    for (SlotId id = 0; id < slots.size(); ++id) {
-      SlotRecord& record = slots[id];
-      if (!record.in_use || record.slot.offset != ref.offset || record.slot.generation != ref.generation) continue;
-      if (load) {
-        if (loads_done(image(id), rank) != record.loads_issued) count_load_done(image(id), rank);
-      } else if (rank_state(image(id), rank, ref.generation) == RankState::kEmpty) {
-        publish_rank(image(id), rank, ref.generation, RankState::kFailed);
-      }
+  for (SlotId id = 0; id < slots.size(); ++id) {
+    const SlotRecord& record = slots[id];
+    if (!record.in_use) continue;
+    const auto named = generation_at.find(record.slot.offset);
+    if (named == generation_at.end() || named->second != record.slot.generation) continue;
+    if (load) {
+      if (loads_done(image(id), rank) != record.loads_issued) count_load_done(image(id), rank);
+    } else if (rank_state(image(id), rank, record.slot.generation) == RankState::kEmpty) {
+      publish_rank(image(id), rank, record.slot.generation, RankState::kFailed);
     }
   }
   sweep_quarantine();
@@ -191,7 +196,12 @@ Status StoreCore::close(std::chrono::milliseconds deadline) {
   promoted_cv.notify_all();
   if (keeper.joinable()) keeper.join();
   if (promoter.joinable()) promoter.join();
-  rendezvous.reset();
+  std::unique_ptr<RendezvousOwner> no_longer_served;
+  {
+    std::lock_guard lock(mu);
+    no_longer_served = std::move(rendezvous);
+  }
+  no_longer_served.reset();  // without mu: its thread may be in on_rank_gone()
   if (log) {
     std::vector<std::pair<ChunkKey, Extent>> entries;
     {

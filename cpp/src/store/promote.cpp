@@ -46,28 +46,19 @@ void StoreCore::finish_promotion(const Promotion& promotion, const Status& statu
   {
     std::lock_guard lock(mu);
     --promotions_in_flight;
-    SlotRecord& record = slots[promotion.slot];
+    const SlotRecord& record = slots[promotion.slot];
     const EntryId id = record.entry;
-    if (id == kNoEntry) {
-      --record.pins;
-      if (record.pins == 0) free_or_quarantine(promotion.slot);
-    } else if (status.ok()) {
-      --record.pins;
+    if (id != kNoEntry && status.ok()) {
       index.entry(id).host = HostState::kReady;
       policy->insert(id);
       ++counters.promoted_chunks;
       counters.promoted_bytes += record.slot.bytes;
-    } else {
-      --record.pins;
+    } else if (id != kNoEntry) {
       ++counters.promotion_failures;
-      Entry& entry = index.entry(id);
-      if (entry.extent == promotion.extent) {
-        log->forget(entry.extent);
-        entry.extent = Extent{};
-        log_changed = true;
-      }
+      if (index.entry(id).extent == promotion.extent) drop_extent(id);
       drop_host_copy(id);
     }
+    unpin(promotion.slot);
     changed();
   }
   promoted_cv.notify_all();

@@ -131,7 +131,11 @@ Presence RequestImpl::look(Item& item) {
       core_.policy->access(id);
       item.tier = item.promoting ? Tier::kNvme : Tier::kHost;
       item.refused = false;
-      if (item.pinned == kNoSlot) take_pin(item, entry.host_slot, false);
+      if (item.pinned == kNoSlot) {
+        take_pin(item, entry.host_slot, false);
+      } else {
+        item.epoch = core_.pin_epoch.load(std::memory_order_relaxed);
+      }
       return Presence::kHit;
     case HostState::kFilling:
       return Presence::kPending;
@@ -152,7 +156,7 @@ Presence RequestImpl::look(Item& item) {
   }
   if (item.refused || !core_.nvme_ready() || !entry.extent.valid()) return Presence::kMiss;
   const std::uint64_t bytes = std::uint64_t{entry.extent.pages} * kPageBytes;
-  if (promoted_bytes_ + bytes > budget_bytes_) return refuse(item);
+  if (!may_pin(bytes, true)) return refuse(item);
   const SlotId slot = core_.start_promotion(id, deriver_.ns());
   if (slot == kNoSlot || !take_pin(item, slot, true)) return refuse(item);
   return Presence::kRetry;
@@ -164,18 +168,21 @@ Presence RequestImpl::refuse(Item& item) {
   return Presence::kMiss;
 }
 
-// Pins of plain host hits are bounded over all requests: beyond that a hit is reported unpinned (it is looked up again before
-// it is used). Promotions are always pinned, within the request's budget.
+// Pins are bounded over all requests, so that stores always find slots to evict; promotions also by the request's budget. A plain
+// host hit beyond the bound is reported unpinned (it is looked up again before it is used), a promotion is refused.
+bool RequestImpl::may_pin(std::uint64_t bytes, bool promotion) const noexcept {
+  if (promotion && promoted_bytes_ + bytes > budget_bytes_) return false;
+  return core_.request_pinned_bytes + bytes <= core_.request_pin_limit_bytes;
+}
+
 bool RequestImpl::take_pin(Item& item, SlotId slot, bool promotion) {
   SlotRecord& record = core_.slots[slot];
   const std::uint64_t bytes = record.slot.bytes;
+  if (!may_pin(bytes, promotion)) return false;
   if (promotion) {
-    if (promoted_bytes_ + bytes > budget_bytes_) return false;
     promoted_bytes_ += bytes;
     item.promoting = true;
     item.deadline = Clock::now() + deadline_;
-  } else if (core_.request_pinned_bytes + bytes > core_.request_pin_limit_bytes) {
-    return false;
   }
   core_.request_pinned_bytes += bytes;
   ++record.pins;
@@ -250,6 +257,7 @@ Result<ReadLease> RequestImpl::acquire(std::span<const ChunkKey> keys, bool for_
     ++(tier == Tier::kNvme ? core_.counters.hits_nvme : core_.counters.hits_host);
   }
   if (!lease.slots_.empty()) lease.store_ = &core_;
+  if (for_worker) drop_all_pins();  // the engine has decided what it loads
   return lease;
 }
 
@@ -261,7 +269,7 @@ Result<ReadLease> RequestImpl::acquire_engine_keys(std::span<const std::span<con
 }
 
 void RequestImpl::expire_if_idle(std::int64_t now_ns, std::int64_t ttl_ns) {
-  if (now_ns - last_lookup_ns_.load() < ttl_ns) return;
+  if (expired_.load() || now_ns - last_lookup_ns_.load() < ttl_ns) return;
   expired_.store(true);
   if (now_ns - last_lookup_ns_.load() < ttl_ns) {
     expired_.store(false);

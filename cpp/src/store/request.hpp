@@ -53,6 +53,7 @@ class RequestImpl final : public Request {
   Presence answer(Item& item);
   Presence answer_slow(Item& item);
   Presence look(Item& item);
+  bool may_pin(std::uint64_t bytes, bool promotion) const noexcept;
   bool take_pin(Item& item, SlotId slot, bool promotion);
   void drop_pin(Item& item);
   void drop_all_pins();

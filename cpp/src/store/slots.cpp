@@ -2,7 +2,7 @@
 
 namespace lmcn {
 namespace {
-constexpr std::uint32_t kVictimScan = 1024;
+constexpr std::uint32_t kVictimScan = 256;
 constexpr int kMaxCrossClassEvictions = 4096;
 }  // namespace
 
@@ -48,19 +48,31 @@ SlotId StoreCore::allocate_slot(std::uint64_t bytes, EntryId entry) {
 }
 
 // Clean chunks of the wanted class first; then unwritten ones (their NVMe write is dropped); then any class, until a slab is free.
+// Busy chunks that a scan passed over go to the hot end, so that pins that grew cold cannot wall off the rest.
 bool StoreCore::evict_one(std::uint64_t bytes) {
   const std::uint64_t wanted = allocator->class_bytes(bytes);
-  const auto idle = [&](EntryId id) { return !busy(slots[index.entry(id).host_slot]); };
+  std::vector<EntryId> passed;
+  const auto idle = [&](EntryId id) {
+    if (!busy(slots[index.entry(id).host_slot])) return true;
+    passed.push_back(id);
+    return false;
+  };
   const auto same_class = [&](EntryId id) { return slots[index.entry(id).host_slot].slot.bytes == wanted; };
   const auto clean = [&](EntryId id) { return (index.entry(id).flags & (kDirty | kWriting)) == 0; };
-  std::optional<EntryId> victim = policy->victim([&](EntryId id) { return same_class(id) && clean(id) && idle(id); }, kVictimScan);
-  if (!victim) victim = policy->victim([&](EntryId id) { return same_class(id) && idle(id); }, kVictimScan);
-  if (!victim) victim = policy->victim(idle, kVictimScan);
-  if (!victim) return false;
-  ++counters.evicted_chunks;
-  drop_host_copy(*victim);
-  changed();
-  return true;
+  for (std::uint64_t scanned = 0; scanned <= policy->size(); scanned += kVictimScan) {
+    passed.clear();
+    std::optional<EntryId> victim =
+        policy->victim([&](EntryId id) { return same_class(id) && clean(id) && idle(id); }, kVictimScan);
+    if (!victim) victim = policy->victim([&](EntryId id) { return same_class(id) && idle(id); }, kVictimScan);
+    if (!victim) victim = policy->victim(idle, kVictimScan);
+    for (const EntryId id : passed) policy->access(id);
+    if (!victim) continue;
+    ++counters.evicted_chunks;
+    drop_host_copy(*victim);
+    changed();
+    return true;
+  }
+  return false;
 }
 
 void StoreCore::drop_host_copy(EntryId id) {
@@ -69,7 +81,6 @@ void StoreCore::drop_host_copy(EntryId id) {
   if (slot == kNoSlot) return;
   if (entry.host == HostState::kReady) policy->remove(id);
   if ((entry.flags & kDirty) != 0) {
-    entry.flags = static_cast<std::uint8_t>(entry.flags & ~kDirty);
     dirty_bytes -= slots[slot].slot.bytes;
     ++counters.demotion_drops;
   }

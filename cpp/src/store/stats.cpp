@@ -12,6 +12,11 @@ std::string StoreCore::nvme_warning() const {
   return {};
 }
 
+std::string StoreCore::io_engine_note() const {
+  std::lock_guard lock(mu);
+  return engine_note;
+}
+
 StoreStats StoreCore::stats() const {
   const ArenaStats arena_stats = arena->stats();
   const nvme::LogStats log_stats = log ? log->stats() : nvme::LogStats{};

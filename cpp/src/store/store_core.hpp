@@ -127,7 +127,7 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   std::uint64_t arena_bytes() const noexcept override { return arena->bytes(); }
   bool nvme_ready() const noexcept override;
   std::string nvme_warning() const override;
-  std::string io_engine_note() const override { return engine_note; }
+  std::string io_engine_note() const override;
   StoreStats stats() const override;
 
   const StoreOptions options;
@@ -167,6 +167,8 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   bool log_changed = false;              // since the last checkpoint
   std::uint64_t checkpoints_wanted = 0;  // tickets of flush()
   std::uint64_t checkpoints_written = 0;
+  bool checkpoint_due = false;  // no append is started until it is written
+  Status last_checkpoint;
   bool arena_registered = false;       // keeper only
   Clock::time_point log_full_since{};  // keeper only
   std::condition_variable keeper_cv;

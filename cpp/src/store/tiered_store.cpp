@@ -107,7 +107,7 @@ Result<ReadLease> StoreCore::acquire(const NamespaceId& ns, std::span<const Chun
       if (presence != Presence::kHit) waiting = true;
       if (!waiting) ++ready;
     }
-    if (!waiting) break;
+    if (!waiting || Clock::now() >= until) break;
     std::unique_lock lock(mu);
     if (!promoted_cv.wait_until(lock, until, [&] { return version.load(std::memory_order_acquire) != seen; })) break;
   }
@@ -127,19 +127,9 @@ bool StoreCore::erase(const ChunkKey& key) {
   std::lock_guard lock(mu);
   const EntryId id = index.find(key);
   if (id == kNoEntry) return false;
-  // The slot first: dropping the last place of an entry erases it.
-  Entry& entry = index.entry(id);
-  const Extent extent = entry.extent;
-  if (extent.valid()) {
-    log->forget(extent);
-    entry.extent = Extent{};
-    log_changed = true;
-  }
-  if (entry.host_slot != kNoSlot) {
-    drop_host_copy(id);
-  } else {
-    erase_if_nowhere(id);
-  }
+  const bool in_host = index.entry(id).host_slot != kNoSlot;
+  drop_extent(id);
+  if (in_host) drop_host_copy(id);
   pin_epoch.fetch_add(1, std::memory_order_acq_rel);
   changed();
   return true;

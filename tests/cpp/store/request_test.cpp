@@ -183,6 +183,50 @@ TEST_F(RequestTest, AnIdleRequestLosesItsPins) {
   EXPECT_EQ(request->lookup(key(0)), Presence::kMiss);
 }
 
+TEST_F(RequestTest, PromotionsOfManyRequestsLeaveRoomForStores) {
+  on_nvme(200);
+  auto first = store->begin_request(ns, {});
+  auto second = store->begin_request(ns, {});
+  int refused = 0;
+  for (int i = 0; i < 200; ++i) {
+    if ((i % 2 == 0 ? first : second)->lookup(key(i)) == Presence::kMiss) ++refused;
+  }
+  EXPECT_GT(refused, 0);
+  wait_for_promotions();
+  EXPECT_LE(store->stats().host_pinned_slots * (kPayload + kPageBytes), options.host_bytes / 4 * 3);
+  EXPECT_TRUE(put(1000));
+}
+
+TEST_F(RequestTest, PinsThatGrewColdDoNotWallOffTheRest) {
+  options.host_bytes = 32 << 20;
+  open();
+  put_all(0, 300);
+  auto request = store->begin_request(ns, {});
+  for (int i = 0; i < 300; ++i) ASSERT_EQ(request->lookup(key(i)), Presence::kHit);
+  for (int i = 1000; i < 2000; ++i) ASSERT_TRUE(put(i)) << i;
+  EXPECT_TRUE(in_host(299));
+}
+
+TEST_F(RequestTest, AWorkersLeaseTakesOverAllPins) {
+  open();
+  put_all(0, 4);
+  auto request = store->begin_request(ns, {});
+  for (int i = 0; i < 4; ++i) ASSERT_EQ(request->lookup(key(i)), Presence::kHit);
+  auto lease = request->acquire(keys(0, 2), true);
+  ASSERT_TRUE(lease.ok());
+  EXPECT_EQ(store->stats().host_pinned_slots, 2u);
+}
+
+TEST_F(RequestTest, AFlushThatCouldNotSyncSaysSo) {
+  on_nvme(1);
+  ASSERT_TRUE(put(1));
+  faulty->add(io::Fault::fail_with(EIO).on(io::Op::kSync));
+  EXPECT_FALSE(store->flush(20s).ok());
+  EXPECT_FALSE(store->nvme_ready());
+  EXPECT_NE(store->nvme_warning().find("quarantined"), std::string::npos) << store->nvme_warning();
+  EXPECT_TRUE(put(2));  // host memory goes on
+}
+
 TEST_F(RequestTest, AcquireIsAllOrNothing) {
   open();
   put_all(0, 2);
