@@ -157,33 +157,27 @@ class VllmServer:
         Raises ServerError when a process of the group is still there after `timeout` seconds; the group is killed then.
         """
         process = self._running()
+        segments = _shared_segments(_live_members(process.pid))
         begin = time.monotonic()
         process.send_signal(signal_number)
         try:
-            self._wait_gone(process, begin + timeout)
+            self._wait_gone(process, begin + timeout, segments)
         except ServerError:
             self.kill9()
             raise
-        self._process = None
         return time.monotonic() - begin
 
     def kill9(self, timeout: float = 30.0) -> None:
-        """SIGKILL to every process of the group, so nothing gets to tidy up; does nothing when none was started.
-
-        Afterwards the segments that vLLM's own message queues then leave in /dev/shm (200 MB each) are removed; others are not.
-        """
+        """SIGKILL to every process of the group, so nothing gets to tidy up; does nothing when none was started."""
         process = self._process
         if process is None:
             return
         members = _live_members(process.pid)
-        segments = _multiprocessing_segments(members)
+        segments = _shared_segments(members)
         for pid in members:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self._wait_gone(process, time.monotonic() + timeout)
-        for segment in segments:
-            segment.unlink(missing_ok=True)
-        self._process = None
+        self._wait_gone(process, time.monotonic() + timeout, segments)
 
     def __enter__(self) -> VllmServer:
         self.start()
@@ -319,16 +313,22 @@ class VllmServer:
             raise ServerError("the server is not running")
         return self._process
 
-    def _wait_gone(self, process: subprocess.Popen[bytes], deadline: float) -> None:
-        """Until no process of the group is left. Its leader is our child and must be reaped; the others are not."""
+    def _wait_gone(self, process: subprocess.Popen[bytes], deadline: float, segments: set[Path]) -> None:
+        """Until no process of the group is left. Its leader is our child and must be reaped; the others are not.
+
+        Then removes `segments`: vLLM kills its own processes at exit, which leaves up to 200 MB of /dev/shm behind each time.
+        """
         while True:
             process.poll()
             left = _live_members(process.pid)
             if process.returncode is not None and not left:
-                return
+                break
             if time.monotonic() > deadline:
                 raise ServerError(f"processes {left or [process.pid]} of the server outlived its end\n{self.log_tail()}")
             time.sleep(0.02)
+        for segment in segments:
+            segment.unlink(missing_ok=True)
+        self._process = None
 
     def _healthy(self) -> bool:
         try:
@@ -408,13 +408,13 @@ def _live_members(group: int) -> list[int]:
     return members
 
 
-def _multiprocessing_segments(members: Sequence[int]) -> set[Path]:
-    """Files in /dev/shm made by Python's multiprocessing that these processes have mapped."""
+def _shared_segments(members: Sequence[int]) -> set[Path]:
+    """vLLM's files in /dev/shm that these processes have mapped: of its message queues and its CPU collectives."""
     found = set()
     for pid in members:
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
                 path = Path(line.split(maxsplit=5)[-1])
-                if path.parent == Path("/dev/shm") and path.name.startswith(("psm_", "sem.mp-")):
+                if path.parent == Path("/dev/shm") and path.name.startswith(("psm_", "vllm_")):
                     found.add(path)
     return found

@@ -74,7 +74,7 @@ class InProcessEngine:
 
     # ---- requests -----------------------------------------------------------------------------------------------------
 
-    def prompt(self, seed: int, length: int = 1000) -> list[int]:
+    def prompt(self, seed: int, length: int = 900) -> list[int]:
         return prompts.tokens(self.model, seed, length)
 
     def answer(self, prompt: list[int], max_tokens: int = 12) -> Answer:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from same_answer import Answer, check_cold, check_own_hit, check_pages
 
-HIT_TOKENS = 896  # 7 whole blocks of a prompt of 1000 tokens
+HIT_TOKENS = 896  # 7 whole blocks of a prompt of 900 tokens: too few are left to answer without the loaded KV
 
 
 class Reference:
@@ -58,7 +58,7 @@ def test_from_nvme(engine: Any, reference: Reference) -> None:
 
 def test_longer_prompt_extends_a_loaded_prefix(engine: Any, reference: Reference) -> None:
     engine.forget_gpu()
-    prompt = reference.prompt + engine.prompt(2, 100)
+    prompt = reference.prompt + engine.prompt(2, 200)
     loaded = engine.answer(prompt)
     engine.drain()
     own = engine.answer(prompt)
@@ -114,6 +114,11 @@ def test_flipped_bits_on_nvme_are_a_miss_never_an_answer(engine: Any) -> None:
     assert engine.stats()["corrupt_records"] > before["corrupt_records"]
     assert loaded.token_ids == reference.cold.token_ids
     assert loaded.top_logprobs == reference.cold.top_logprobs
-    # The miss was stored anew, and is whole.
+    # What was found corrupt is gone, and stored anew: by this request, or by the next where the promotion had not yet failed.
+    # Then the KV comes from prefills of other shapes, so only the tokens can be compared.
     engine.forget_gpu()
-    check_own_hit(reference.own, engine.answer(reference.prompt))
+    engine.answer(reference.prompt)
+    engine.forget_gpu()
+    whole = engine.answer(reference.prompt)
+    assert whole.cached_tokens == HIT_TOKENS
+    print(check_cold(reference.cold, whole))

@@ -44,7 +44,7 @@ class Life:
             {"LMCACHE_NATIVE": "1", "LMCACHE_LOCAL_DISK": f"file://{self.directory}", "LMCACHE_MAX_LOCAL_DISK_SIZE": "1"},
             ["--kv-offloading-size", "0.5"],
         )
-        self.prompts = [prompts.tokens(model, seed, 1000) for seed in (101, 102, 103)]
+        self.prompts = [prompts.tokens(model, seed, 900) for seed in (101, 102, 103)]
         self.own: list[Answer] = []
         self.cold: list[Answer] = []
 
@@ -83,7 +83,7 @@ def test_ordinary_stop_then_nvme(life: Life) -> None:
 
 def test_kill_9_keeps_what_was_written(life: Life) -> None:
     """All that was clean survives; of a prompt that ended just before the kill, what had not been written is lost."""
-    last = prompts.tokens(life.model, 104, 1000)
+    last = prompts.tokens(life.model, 104, 900)
     cold = ask(life.server, last, max_tokens=4)
     life.server.kill9()
     life.server.start()
@@ -111,7 +111,7 @@ def test_tensor_parallel_with_chunks_of_two_blocks(tiny: Path, tmp_path: Path) -
         {"VLLM_CPU_OMP_THREADS_BIND": "0|1", "OMP_NUM_THREADS": None},
         ["--tensor-parallel-size", "2", "--kv-transfer-config", transfer, "--max-model-len", "1024"],
     ) as running:
-        prompt = [5 + (index * 37) % 4000 for index in range(700)]
+        prompt = [5 + (index * 37) % 400 for index in range(700)]
         ask(running, prompt)
         own = ask(running, prompt[:640])  # a hit of 512 on the GPU: 640 is 5 blocks, the last token is always computed
         assert own.cached_tokens == 512
@@ -123,7 +123,8 @@ def test_tensor_parallel_with_chunks_of_two_blocks(tiny: Path, tmp_path: Path) -
         running.reset_prefix_cache()
         assert ask(running, prompt[:128] + prompt[300:400]).cached_tokens == 0
         check_own_hit(own, ask(running, prompt[:640]))
-        assert running.cached_tokens_by_source() == {"host": 512 + 384, "device": 512 + 128}
+        by_source = running.cached_tokens_by_source()
+        assert (by_source["host"], by_source["device"]) == (512 + 384, 512 + 128)
         assert "serving --kv-offloading-size" in running.log()
         assert running.log().count("attached:") == 2
 
@@ -144,6 +145,7 @@ def test_locked_directory_runs_without_nvme(tiny: Path, tmp_path: Path) -> None:
                 "LMCACHE_LOCAL_DISK": str(tmp_path / "kv"),
                 "LMCACHE_MAX_LOCAL_DISK_SIZE": "0.25",
                 "LMCACHE_LOCK_WAIT": "0.2",
+                "LMCACHE_CHUNK_SIZE": "256",
             },
             ["--kv-offloading-size", "0.25", "--max-model-len", "1024"],
         ) as running,
@@ -152,10 +154,10 @@ def test_locked_directory_runs_without_nvme(tiny: Path, tmp_path: Path) -> None:
         warnings = [line for line in log.splitlines() if "lmcache_native WARNING" in line]
         assert len(warnings) == 1
         assert f"pid {os.getpid()}" in warnings[0]
-        prompt = [5 + (index * 37) % 4000 for index in range(300)]
+        prompt = [5 + (index * 37) % 400 for index in range(300)]
         ask(running, prompt)
         running.reset_prefix_cache()
-        assert ask(running, prompt).cached_tokens == 256
+        assert ask(running, prompt).cached_tokens == 256  # one chunk of two blocks
 
 
 def test_wrong_value_stops_the_start_and_changes_nothing(tiny: Path, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ test_e2e() {
   LMCN_MODEL_SMOLLM2=$(tests/env/model.sh smollm2)
   LMCN_MODEL_TINY_QWEN3=$(tests/env/model.sh tiny-qwen3)
   export LMCN_MODEL_SMOLLM2 LMCN_MODEL_TINY_QWEN3
-  "$engine/bin/python" -m pytest tests/e2e --timeout 900 -q --durations 10
+  "$engine/bin/python" -m pytest tests/e2e tests/python/vllm_integration --timeout 900 -q --durations 10
 }
 
 sources() {

@@ -154,9 +154,8 @@ void StoreCore::on_rank_gone(std::uint32_t rank) {
     if (record.worker_fill && rank_state(image(id), rank, record.slot.generation) == RankState::kEmpty) {
       publish_rank(image(id), rank, record.slot.generation, RankState::kFailed);
     }
-    while (record.loads_settled != record.loads_issued && loads_done(image(id), rank) != record.loads_issued) {
-      count_load_done(image(id), rank);
-    }
+    // Workers can write the count: one beyond what was issued must not keep us here.
+    for (std::uint32_t done = loads_done(image(id), rank); done < record.loads_issued; ++done) count_load_done(image(id), rank);
   }
   sweep_quarantine();
 }

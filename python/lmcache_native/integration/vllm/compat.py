@@ -125,11 +125,6 @@ def after_transfer_config(hook: Callable[[Any], None]) -> None:
 # ---- facts about a running engine -----------------------------------------------------------------------------------------
 
 
-def cache_hit_source(disk: bool) -> Any:
-    source = __getattr__("CacheHitSource")
-    return source.DISK if disk else source.HOST
-
-
 def attention_backends(vllm_config: Any, layer_names: list[str]) -> list[str]:
     """Sorted names of the backends of `layer_names`, with what else decides how they pack a page (worker side only)."""
     layers = __getattr__("get_layers_from_vllm_config")(vllm_config, __getattr__("AttentionLayerBase"), layer_names)

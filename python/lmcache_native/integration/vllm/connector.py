@@ -51,7 +51,7 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
         support.check_spec_name(extra, spec.NAME)
         group = support.offloaded_group(kv_cache_config)
         blocks = support.blocks_per_chunk(self._config.chunk_tokens, group.kv_cache_spec.block_size, extra)
-        if blocks is not None:
+        if blocks is not None and "block_size" not in extra:
             extra["blocks_per_chunk"] = blocks
         extra["spec_name"] = spec.NAME
         # vLLM's default, "fail", would turn a cache's failed load into a failed request. Its own field cannot be told apart from
@@ -138,21 +138,27 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
     def _open_store(self, world: int, payload_bytes: int) -> Store:
         config = self._config
         directory = engine_directory(config, self._vllm_config.parallel_config.data_parallel_index)
-        return Store(
-            host_bytes=config.host_bytes,
-            directory=directory,
-            nvme_bytes=engine_nvme_bytes(config, self._engines),
-            rank_count=world,
-            max_payload_bytes=payload_bytes,
-            region_bytes=config.region_bytes,
-            io_engine=config.io_engine,
-            cache_policy=config.cache_policy,
-            fail_when_locked=config.fail_when_locked,
-            lock_wait_s=config.lock_wait_s,
-            promotion_deadline_s=config.promotion_deadline_s,
-            promotion_budget_bytes=config.promotion_budget_bytes,
-            request_ttl_s=config.request_ttl_s,
-        )
+        try:
+            return Store(
+                host_bytes=config.host_bytes,
+                directory=directory,
+                nvme_bytes=engine_nvme_bytes(config, self._engines),
+                rank_count=world,
+                max_payload_bytes=payload_bytes,
+                region_bytes=config.region_bytes,
+                io_engine=config.io_engine,
+                cache_policy=config.cache_policy,
+                fail_when_locked=config.fail_when_locked,
+                lock_wait_s=config.lock_wait_s,
+                promotion_deadline_s=config.promotion_deadline_s,
+                promotion_budget_bytes=config.promotion_budget_bytes,
+                request_ttl_s=config.request_ttl_s,
+            )
+        except InvalidArgument as error:
+            given = f"--kv-offloading-size {config.host_bytes / GIB:g}"
+            if directory is not None:
+                given += f", local_disk={config.directory}, max_local_disk_size={config.nvme_bytes / GIB:g}"
+            raise InvalidArgument(f"{given}: {error}") from error
 
     def _log_start(self, store: Store, payload_bytes: int) -> None:
         config = self._config

@@ -50,6 +50,18 @@ def of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def signature(path: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Names, sizes, times and inodes below `path`: changes when files are replaced in place. Empty: nothing can be read."""
+    try:
+        return tuple(
+            (found.name, status.st_size, status.st_mtime_ns, status.st_ino)
+            for found in sorted(path.rglob("*"))
+            for status in (found.stat(),)
+        )
+    except OSError:
+        return ()
+
+
 def of_model(model: str, revision: str | None, download_dir: str | None) -> str | None:
     """Of what vLLM loads for `model`: a directory, a file, or a hub name that is in the local cache. None: not found."""
     path = Path(model)

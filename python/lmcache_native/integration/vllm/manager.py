@@ -7,13 +7,15 @@ say that their copies have ended.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 from typing import Any
 
 from lmcache_native import ReadLease, Request, Store, WriteLease, make_namespace
 from lmcache_native.errors import LmcacheNativeError, NotFound, ResourceExhausted, Unavailable
-from lmcache_native.integration.vllm import compat
-from lmcache_native.integration.vllm.namespace import canonical_text, with_adapter
+from lmcache_native.integration.vllm import compat, fingerprint
+from lmcache_native.integration.vllm.namespace import adapter_identity, canonical_text
 from lmcache_native.integration.vllm.slots import SlotLoadStoreSpec
 from lmcache_native.integration.vllm.stats import StatsReporter
 from lmcache_native.integration.vllm.worker import NotStarted
@@ -23,7 +25,6 @@ logger = get_logger(__name__)
 
 CLOSE_TIMEOUT_S = 2.0
 _MISS = 0
-_NVME = 2
 
 
 def _always_miss(_key: bytes) -> int:
@@ -33,9 +34,10 @@ def _always_miss(_key: bytes) -> int:
 class _RequestState:
     """What the manager knows of one request; lives in vLLM's ReqContext."""
 
-    __slots__ = ("budget_bytes", "finished", "load", "lookup", "namespace", "request", "stores")
+    __slots__ = ("adapter", "budget_bytes", "finished", "load", "lookup", "namespace", "request", "stores")
 
-    def __init__(self, namespace: bytes, budget_bytes: int) -> None:
+    def __init__(self, adapter: str, namespace: bytes, budget_bytes: int) -> None:
+        self.adapter = adapter
         self.namespace = namespace
         self.budget_bytes = budget_bytes
         self.request: Request | None = None
@@ -71,9 +73,9 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
     def __init__(self) -> None:
         self._store: Store | None = None
         self._description: dict[str, str] = {}
-        self._namespace = b""
         self._payload_bytes = 0
-        self._adapter_namespaces: dict[tuple[str, str], bytes] = {}
+        self._adapters: dict[tuple[Any, ...], str] = {}
+        self._namespaces: dict[str, bytes] = {}  # by adapter, "": none
         self._announced: Any = None
         self._states: set[_RequestState] = set()
         self._loads: dict[int, _RequestState] = {}
@@ -83,17 +85,19 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         results = compat.LookupResult
         # By the int that Request.lookup returns.
         self._results = (results.MISS, results.HIT, results.HIT_PENDING, results.RETRY)
+        # By the int that Request.source returns.
+        sources = compat.CacheHitSource
+        self._sources = (sources.EXTERNAL_UNSPECIFIED, sources.HOST, sources.DISK)
 
     def open(self, store: Store, description: dict[str, str], payload_bytes: int) -> None:
         """The handshake told what the store needs. `description`: the namespace. `payload_bytes`: one chunk, all ranks."""
         self._store = store
         self._description = description
-        self._namespace = make_namespace(canonical_text(description))
         self._payload_bytes = payload_bytes
 
     @property
     def namespace_hex(self) -> str:
-        return self._namespace.hex()
+        return self._namespace_of("").hex()
 
     @property
     def store(self) -> Store:
@@ -110,9 +114,9 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
 
     def on_new_request(self, req_context: Any) -> Any:
         lora, self._announced = self._announced, None
-        namespace = self._namespace if lora is None else self._adapter_namespace(lora)
+        adapter = "" if lora is None else self._adapter(lora)
         nvme = req_context.load_tier_filter.allows(compat.Medium.STORAGE, compat.Locality.LOCAL)
-        state = _RequestState(namespace, 0 if nvme else 1)  # no chunk fits in a budget of one byte
+        state = _RequestState(adapter, self._namespace_of(adapter), 0 if nvme else 1)  # no chunk fits in a budget of one byte
         state.lookup = self._first_lookup(state)
         req_context.set_state(state)
         self._states.add(state)
@@ -136,14 +140,20 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
 
         return lookup
 
-    def _adapter_namespace(self, lora: Any) -> bytes:
-        adapter = (str(lora.lora_name), str(lora.lora_path))
-        if lora.load_inplace:
-            self._adapter_namespaces.pop(adapter, None)
-        if adapter not in self._adapter_namespaces:
-            text = canonical_text(with_adapter(self._description, *adapter))
-            self._adapter_namespaces[adapter] = make_namespace(text)
-        return self._adapter_namespaces[adapter]
+    def _adapter(self, lora: Any) -> str:
+        """Found out once each time an adapter is loaded; with load_inplace, each time its files change."""
+        name, path = str(lora.lora_name), str(lora.lora_path)
+        files = fingerprint.signature(Path(path)) if lora.load_inplace else ()
+        loaded = (name, path, int(lora.lora_int_id), files)
+        if loaded not in self._adapters:
+            self._adapters[loaded] = adapter_identity(name, path)
+        return self._adapters[loaded]
+
+    def _namespace_of(self, adapter: str) -> bytes:
+        if adapter not in self._namespaces:
+            parts = self._description | ({"lora": adapter} if adapter else {})
+            self._namespaces[adapter] = make_namespace(canonical_text(parts))
+        return self._namespaces[adapter]
 
     # ---- loads --------------------------------------------------------------------------------------------------------
 
@@ -152,7 +162,7 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
 
     def get_load_source(self, key: bytes, req_context: Any) -> Any:
         state: _RequestState = req_context.get_state(_RequestState)
-        return compat.cache_hit_source(state.request is not None and state.request.source(key) == _NVME)
+        return self._sources[0 if state.request is None else state.request.source(key)]
 
     def prepare_load(self, keys: Collection[bytes], req_context: Any) -> SlotLoadStoreSpec:
         """Cannot refuse: vLLM has counted on the hit. What cannot be leased any more becomes a load that fails."""
@@ -199,7 +209,8 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         try:
             lease = self.store.reserve_engine_keys(state.namespace, offered, self._payload_bytes, for_worker=True)
         except ResourceExhausted:
-            return None
+            # Not None: vLLM would offer the same chunks again in every step. They are skipped; a later request may store them.
+            return compat.PrepareStoreOutput(keys_to_store=[], store_spec=SlotLoadStoreSpec.unleased(0), evicted_keys=[])
         self._serial += 1
         to_store = [offered[position] for position in lease.positions]
         for key in to_store:
@@ -221,9 +232,14 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
     # ---- the rest -----------------------------------------------------------------------------------------------------
 
     def reset_cache(self) -> None:
+        """vLLM does it also because weights are about to change in memory, where no fingerprint sees it. So the namespace gets an
+        epoch that no other process has: what is stored from here on dies with this one."""
+        self._description = self._description | {"epoch": secrets.token_hex(16)}
+        self._namespaces.clear()
         for state in self._states:
             state.drop()
             if not state.finished:
+                state.namespace = self._namespace_of(state.adapter)
                 state.lookup = self._first_lookup(state)
         self._states = {state for state in self._states if not state.finished}
         self._loads.clear()

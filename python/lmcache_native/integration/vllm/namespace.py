@@ -1,13 +1,14 @@
 """The namespace: everything that must match before bytes may be shared. Two engines with equal text may read each other's chunks.
 
 Not in it, because vLLM puts them into its block hashes: tokens, LoRA name and path, multimodal content, prompt embeddings, cache
-salt. A LoRA adapter's weights are not in the hash, so requests with one get a namespace of their own (`with_adapter`).
+salt. A LoRA adapter's weights are not in the hash, so requests with one get a namespace of their own (`adapter_identity`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,13 @@ def canonical_text(parts: dict[str, str]) -> str:
     return describe_namespace({name: json.dumps(value) for name, value in parts.items()})
 
 
-def with_adapter(parts: dict[str, str], name: str, path: str) -> dict[str, str]:
-    """The namespace of requests that use a LoRA adapter: its weights decide the KV too."""
-    found = fingerprint.of_directory(Path(path)) if Path(path).is_dir() else fingerprint.of_model(path, None, None)
-    return parts | {"lora": f"{name};{path};{found or 'unknown'}"}
+def adapter_identity(name: str, path: str) -> str:
+    """Of a LoRA adapter, whose weights decide the KV too. Weights that cannot be read share with no other load of it."""
+    try:
+        found = fingerprint.of_directory(Path(path)) if Path(path).is_dir() else fingerprint.of_model(path, None, None)
+    except OSError:  # changed or removed under us
+        found = None
+    return f"{name};{path};{found or 'unknown:' + secrets.token_hex(16)}"
 
 
 def _hash_scheme(algorithm: str, lasting: bool) -> str:

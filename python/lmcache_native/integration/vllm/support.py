@@ -54,15 +54,19 @@ def check_spec_name(extra_config: dict[str, Any], ours: str) -> None:
 
 
 def blocks_per_chunk(chunk_tokens: int | None, block_tokens: int, extra_config: dict[str, Any]) -> int | None:
-    """Blocks that make `chunk_tokens`; None: not configured by us, vLLM's own keys (or one block) decide."""
+    """Blocks that make `chunk_tokens`; None: not configured by us, vLLM's own keys (or one block) decide.
+
+    vLLM's keys may say the same: a process that holds a worker and the scheduler resolves one configuration twice.
+    """
     if chunk_tokens is None:
         return None
-    for name in ("block_size", "blocks_per_chunk"):
-        if name in extra_config:
-            raise InvalidArgument(f"chunk_size={chunk_tokens} and {name}={extra_config[name]!r} both given: give one of them")
     if chunk_tokens % block_tokens != 0:
         right = max(block_tokens, chunk_tokens // block_tokens * block_tokens)
         raise InvalidArgument(
             f"chunk_size={chunk_tokens}: must be a multiple of the engine's block size, {block_tokens} tokens, for example {right}"
         )
-    return chunk_tokens // block_tokens
+    blocks = chunk_tokens // block_tokens
+    for name, same in (("block_size", chunk_tokens), ("blocks_per_chunk", blocks)):
+        if extra_config.get(name, same) != same:
+            raise InvalidArgument(f"chunk_size={chunk_tokens} and {name}={extra_config[name]!r} contradict: give one of them")
+    return blocks

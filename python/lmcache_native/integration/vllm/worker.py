@@ -85,8 +85,9 @@ class NativeOffloadingWorker(compat.OffloadingWorker):  # type: ignore[misc]
         blocks = np.asarray(dst_spec.block_ids)
         first, counts, begin = chunk_spans(dst_spec.block_indices[0], len(blocks), self._blocks_per_chunk)
         self._loads[job_id] = _Load(src_spec.serial, src_spec, blocks, begin, counts)
-        if len(first) != len(src_spec):  # also a load that could not be leased
-            self._load_failed(job_id, f"{len(blocks)} blocks span {len(first)} chunks, not {len(src_spec)}")
+        if len(first) != len(src_spec):
+            spans = f"{len(blocks)} blocks span {len(first)} chunks, not {len(src_spec)}"
+            self._load_failed(job_id, spans if len(src_spec) else "the scheduler could not lease its chunks")
             return True
         self._submit(job_id, CopyDirection.SCATTER, src_spec, first, counts, begin, blocks)
         return True
