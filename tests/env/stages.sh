@@ -10,8 +10,20 @@ unset PYTHONPATH PYTHONHOME
 
 # build_cpp PRESET [CMAKE ARGUMENTS...]
 build_cpp() {
+  if [[ $1 =~ ^(gpu|cuda-on-cpu)$ ]]; then set -- "$@" "$(cuda_toolkit)"; fi
   quietly cmake --preset "$@"
   cmake --build --preset "$1" -j "$JOBS"
+}
+
+# The CMake argument that leads to a CUDA toolkit: the machine's own where it has one.
+cuda_toolkit() {
+  local toolkit
+  if command -v nvcc >/dev/null || [[ -n ${CUDACXX:-}${CUDA_HOME:-}${CUDA_PATH:-} ]]; then
+    echo -DLMCN_CUDA=ON
+  else
+    toolkit=$(tests/env/cuda.sh)
+    echo "-DPython_EXECUTABLE=$toolkit/bin/python"
+  fi
 }
 
 test_cpp() {
@@ -95,13 +107,8 @@ format() {
 }
 
 gpu_check() {
-  local code=0 toolkit
-  if command -v nvcc >/dev/null || [[ -n ${CUDACXX:-}${CUDA_HOME:-}${CUDA_PATH:-} ]]; then
-    build_cpp gpu
-  else
-    toolkit=$(tests/env/cuda.sh)
-    build_cpp gpu "-DPython_EXECUTABLE=$toolkit/bin/python"
-  fi
+  local code=0
+  build_cpp gpu
   "$(find .build/gpu -type f -name gpu_check -perm -u+x | head -n 1)" || code=$?
   ((code != 77)) || die "no GPU: nothing proven"
   return $code

@@ -60,7 +60,10 @@ tsan)
 esac
 
 cpp release
-if [[ $mode == full ]]; then cpp asan; fi
+if [[ $mode == full ]]; then
+  cpp asan
+  cpp cuda-on-cpu
+fi
 wheel=0
 stage "wheel" build_wheel && wheel=1
 if ((wheel)); then

@@ -197,3 +197,36 @@ def test_shutdown_ends_everything(world: World) -> None:
     world.manager.shutdown()
     assert world.store.closed
     world.manager.shutdown()
+
+
+def test_after_a_reset_nothing_is_shared_with_another_life(world: World) -> None:
+    """A reset may mean that weights are about to change in memory."""
+    before = world.manager.namespace_hex
+    live = world.request()
+    world.manager.reset_cache()
+    after = world.manager.namespace_hex
+    assert after != before
+    world.stored(live, [1], [3])  # the live request stores under the new namespace
+    assert world.look(world.request(), 1) == [HIT]
+    world.manager.reset_cache()
+    assert world.manager.namespace_hex not in (before, after)
+    assert world.look(world.request(), 1) == [MISS]
+
+
+def test_an_adapter_loaded_again_is_looked_at_again(world: World, tmp_path: Path) -> None:
+    first = adapter(tmp_path / "lora", b"\0" * 8 + b"one")
+    first.load_inplace = False
+    world.stored(world.request(lora=first), [1], [3])
+    again = adapter(tmp_path / "lora", b"\0" * 8 + b"two")
+    again.load_inplace, again.lora_int_id = False, 2
+    assert world.look(world.request(lora=again), 1) == [MISS]
+    assert world.look(world.request(lora=first), 1) == [HIT]
+
+
+def test_adapter_weights_that_cannot_be_read_share_with_no_other_load(world: World, tmp_path: Path) -> None:
+    gone = adapter(tmp_path / "lora", b"\0" * 8 + b"one")
+    gone.lora_path, gone.load_inplace = str(tmp_path / "removed"), False
+    world.stored(world.request(lora=gone), [1], [3])
+    assert world.look(world.request(lora=gone), 1) == [HIT]
+    gone.lora_int_id = 2
+    assert world.look(world.request(lora=gone), 1) == [MISS]

@@ -209,8 +209,7 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         try:
             lease = self.store.reserve_engine_keys(state.namespace, offered, self._payload_bytes, for_worker=True)
         except ResourceExhausted:
-            # Not None: vLLM would offer the same chunks again in every step. They are skipped; a later request may store them.
-            return compat.PrepareStoreOutput(keys_to_store=[], store_spec=SlotLoadStoreSpec.unleased(0), evicted_keys=[])
+            return None  # vLLM offers the chunks again in its next step
         self._serial += 1
         to_store = [offered[position] for position in lease.positions]
         for key in to_store:
