@@ -10,7 +10,11 @@ unset PYTHONPATH PYTHONHOME
 
 # build_cpp PRESET [CMAKE ARGUMENTS...]
 build_cpp() {
-  if [[ $1 =~ ^(gpu|cuda-on-cpu)$ ]]; then set -- "$@" "$(cuda_toolkit)"; fi
+  local toolkit
+  if [[ $1 =~ ^(gpu|cuda-on-cpu)$ ]]; then
+    toolkit=$(cuda_toolkit)
+    set -- "$@" "$toolkit"
+  fi
   quietly cmake --preset "$@"
   cmake --build --preset "$1" -j "$JOBS"
 }
@@ -27,7 +31,7 @@ cuda_toolkit() {
 }
 
 test_cpp() {
-  ctest --preset "$1" --quiet --output-log ".build/$1-ctest.log" || { grep -v '   Passed ' ".build/$1-ctest.log" || true; return 1; }
+  ctest --preset "$1" --quiet --no-label-summary --output-log ".build/$1-ctest.log" || { grep -v '   Passed ' ".build/$1-ctest.log" || true; return 1; }
   tail -n 5 ".build/$1-ctest.log"
 }
 
