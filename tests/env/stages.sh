@@ -61,6 +61,14 @@ install_wheel() {
   quietly "$python" -m pip install "$wheel"
 }
 
+# The wheel beside the engine environment, not in it: the environment is shared by all checkouts of this user, and stays as made.
+use_engine_site() {
+  local python=$1 site=$REPO/.build/engine-site
+  rm -rf "$site"
+  quietly "$python" -m pip install --no-warn-conflicts --target "$site" "$(the_wheel)"
+  export PYTHONPATH=$site
+}
+
 check_wheel() {
   .venv/bin/python tests/python/check_wheel.py --wheel "$(the_wheel)" --allow-missing
 }
@@ -75,7 +83,8 @@ prepare_engine() {
   engine=$(tests/env/engine.sh)
   tests/env/model.sh smollm2 >/dev/null
   tests/env/model.sh tiny-qwen3 >/dev/null
-  install_wheel "$engine/bin/python"
+  use_engine_site "$engine/bin/python"
+  "$engine/bin/python" -c 'import lmcache_native; print(lmcache_native.__file__)'
 }
 
 test_e2e() {
@@ -84,6 +93,7 @@ test_e2e() {
   LMCN_MODEL_SMOLLM2=$(tests/env/model.sh smollm2)
   LMCN_MODEL_TINY_QWEN3=$(tests/env/model.sh tiny-qwen3)
   export LMCN_MODEL_SMOLLM2 LMCN_MODEL_TINY_QWEN3
+  use_engine_site "$engine/bin/python"
   "$engine/bin/python" -m pytest tests/e2e tests/python/vllm_integration --timeout 900 -q --durations 10
 }
 
@@ -129,7 +139,6 @@ demo() {
   wheel_is_current || { say "demo: building the wheel"; build_wheel; }
   engine=$(tests/env/engine.sh)
   model=$(tests/env/model.sh smollm2)
-  say "demo: installing the wheel into the engine environment"
-  install_wheel "$engine/bin/python"
+  use_engine_site "$engine/bin/python"
   exec "$engine/bin/python" examples/demo/demo.py --model "$model" "$@"
 }
