@@ -15,7 +15,9 @@ constexpr auto kFullRetry = std::chrono::milliseconds(2);        // while the lo
 constexpr auto kFullPatience = std::chrono::milliseconds(2000);  // then writes are dropped: the device cannot keep up
 constexpr auto kCheckpointEvery = std::chrono::seconds(30);
 constexpr std::uint64_t kRegisterPieceBytes = 256ULL << 20;  // I/O waits meanwhile: about 30 ms with 4 KiB pages
-constexpr double kReappendShare = 0.1;                       // of a reclaimed region
+constexpr std::uint64_t kRegisterPieces = 1000;              // the ring's table has 1024 places
+constexpr std::uint64_t kHugePageBytes = 2ULL << 20;
+constexpr double kReappendShare = 0.1;  // of a reclaimed region
 
 }  // namespace
 
@@ -40,19 +42,23 @@ void StoreCore::keeper_loop(std::stop_token stop) {
              (!full && !checkpoint_due && !dirty_queue.empty() && demotions_in_flight < kMaxDemotionsInFlight);
     });
     if (stop.stop_requested()) break;
+    if (dirty_queue.empty()) log_full_since = {};
     if (log && clear_pending) clear_log(lock);
     while (!clear_pending && !checkpoint_due && demotions_in_flight < kMaxDemotionsInFlight && demote_next(lock)) {
     }
     const Clock::time_point now = Clock::now();
     if (log_changed && now >= next_checkpoint) checkpoint_due = true;
     if (checkpoints_wanted != checkpoints_written && drained()) checkpoint_due = true;
-    if (checkpoint_due && demotions_in_flight == 0) {
+    if (checkpoint_due && !clear_pending && demotions_in_flight == 0) {
       next_checkpoint = now + kCheckpointEvery;
       const std::uint64_t wanted = drained() ? checkpoints_wanted : checkpoints_written;
       lock.unlock();
       Status written = write_checkpoint();
       lock.lock();
-      if (!written.ok()) ++counters.write_errors;
+      if (!written.ok()) {
+        ++counters.write_errors;
+        log_changed = true;
+      }
       checkpoint_due = false;
       checkpoints_written = wanted;
       last_checkpoint = std::move(written);
@@ -80,10 +86,7 @@ void StoreCore::tick(std::unique_lock<std::mutex>& lock) {
   lock.unlock();
   bool failed = false;
   if (log) failed = !log->maintain().ok();
-  if (engine && !arena_registered && arena->stats().populate_done) {
-    register_arena();
-    arena_registered = true;
-  }
+  if (engine && registered_bytes < arena->bytes() && arena->stats().populate_done) register_next_piece();
   lock.lock();
   if (failed) ++counters.write_errors;
 }
@@ -206,6 +209,7 @@ Status StoreCore::flush(std::chrono::milliseconds deadline) {
   const Clock::time_point until = Clock::now() + deadline;
   std::unique_lock lock(mu);
   if (!log) return Status();
+  if (closed) return Status(Code::kUnavailable, "the store is closed");
   const std::uint64_t ticket = ++checkpoints_wanted;
   keeper_cv.notify_one();
   const bool done = flushed_cv.wait_until(lock, until, [&] { return checkpoints_written >= ticket; });
@@ -217,16 +221,22 @@ Status StoreCore::flush(std::chrono::milliseconds deadline) {
 // No append is under way (the keeper starts none now), so the walk may let others in between its slices: they only take
 // extents away, which the log allows.
 Status StoreCore::write_checkpoint() {
-  constexpr EntryId kSlice = 8192;
+  constexpr EntryId kSlice = 4096;
+  constexpr auto kSlicePause = std::chrono::microseconds(50);
   std::vector<std::pair<ChunkKey, Extent>> entries;
+  std::vector<std::pair<ChunkKey, Extent>> slice;
+  slice.reserve(kSlice);
   std::unique_lock lock(mu);
   const std::uint64_t epoch = clear_epoch;
   log_changed = false;
   for (EntryId from = 0; from < index.end_id(); from += kSlice) {
     for (EntryId id = from; id < std::min<EntryId>(from + kSlice, index.end_id()); ++id) {
-      if (index.live(id) && index.entry(id).extent.valid()) entries.emplace_back(index.entry(id).key, index.entry(id).extent);
+      if (index.live(id) && index.entry(id).extent.valid()) slice.emplace_back(index.entry(id).key, index.entry(id).extent);
     }
     lock.unlock();
+    entries.insert(entries.end(), slice.begin(), slice.end());
+    slice.clear();
+    std::this_thread::sleep_for(kSlicePause);  // a mutex alone would not let the others in
     lock.lock();
     if (clear_epoch != epoch) return Status();  // the log is about to be cleared too
   }
@@ -244,16 +254,17 @@ void StoreCore::expire_requests() {
   for (RequestImpl* request : requests) request->expire_if_idle(now_ns, ttl_ns);
 }
 
-// After population: registering pins the pages, which would fault them all in here and keep them from being collapsed.
-void StoreCore::register_arena() {
-  for (std::uint64_t at = 0; at < arena->bytes(); at += kRegisterPieceBytes) {
-    const std::uint64_t bytes = std::min(kRegisterPieceBytes, arena->bytes() - at);
-    if (const Status registered = engine->register_buffer({arena->base() + at, bytes}); !registered.ok()) {
-      std::lock_guard lock(mu);
-      engine_note += "; buffers not registered (" + registered.message() + ")";
-      return;
-    }
-  }
+// After population: registering pins the pages, which would fault them all in here and keep them from being collapsed. One piece
+// a tick, because I/O waits meanwhile.
+void StoreCore::register_next_piece() {
+  const std::uint64_t share = (arena->bytes() / kRegisterPieces + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
+  const std::uint64_t bytes = std::min(std::max(kRegisterPieceBytes, share), arena->bytes() - registered_bytes);
+  const Status registered = engine->register_buffer({arena->base() + registered_bytes, bytes});
+  registered_bytes += bytes;
+  if (registered.ok()) return;
+  registered_bytes = arena->bytes();
+  std::lock_guard lock(mu);
+  engine_note += "; buffers not all registered (" + registered.message() + ")";
 }
 
 }  // namespace lmcn

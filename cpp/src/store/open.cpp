@@ -131,8 +131,11 @@ Status StoreCore::serve(const std::string& engine_id, std::uint64_t rank_bytes) 
                "times rank_count=" + std::to_string(options.rank_count) +
                    " must be 1..max_payload_bytes=" + std::to_string(options.max_payload_bytes));
   }
-  if (rendezvous)
-    return Status(Code::kInvalidArgument, "engine_id=" + engine_id + ": this store already serves " + rendezvous->path());
+  {
+    std::lock_guard lock(mu);
+    if (closed) return Status(Code::kUnavailable, "the store is closed");
+    if (rendezvous) return bad("engine_id", engine_id, "this store already serves " + rendezvous->path());
+  }
   auto listening = RendezvousOwner::listen(engine_id, arena->memfd(),
                                            ArenaHandle{.arena_bytes = arena->bytes(),
                                                        .rank_bytes = rank_bytes,

@@ -105,8 +105,7 @@ Presence RequestImpl::answer_slow(Item& item) {
     const std::size_t queued = core_.promote_queue.size();
     presence = ended_ || core_.closed ? Presence::kMiss : look(item);
     wake_promoter = core_.promote_queue.size() > queued;
-    if (presence == Presence::kMiss && item.last != Presence::kMiss) ++core_.counters.misses;
-    if (presence == Presence::kMiss && item.version == 0) ++core_.counters.misses;
+    if (presence == Presence::kMiss && (item.version == 0 || item.last != Presence::kMiss)) ++core_.counters.misses;
     item.last = presence;
     item.version = core_.version.load(std::memory_order_relaxed);
   }
@@ -155,7 +154,7 @@ Presence RequestImpl::look(Item& item) {
       break;
   }
   if (item.refused || !core_.nvme_ready() || !entry.extent.valid()) return Presence::kMiss;
-  const std::uint64_t bytes = std::uint64_t{entry.extent.pages} * kPageBytes;
+  const std::uint64_t bytes = core_.allocator->class_bytes(std::uint64_t{entry.extent.pages} * kPageBytes);
   if (!may_pin(bytes, true)) return refuse(item);
   const SlotId slot = core_.start_promotion(id, deriver_.ns());
   if (slot == kNoSlot || !take_pin(item, slot, true)) return refuse(item);

@@ -119,7 +119,7 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   Status flush(std::chrono::milliseconds deadline) override;
   Status write_checkpoint();
   void expire_requests();
-  void register_arena();
+  void register_next_piece();
 
   // --- stats.cpp
   int event_fd() const noexcept override { return completion_event; }
@@ -169,7 +169,7 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   std::uint64_t checkpoints_written = 0;
   bool checkpoint_due = false;  // no append is started until it is written
   Status last_checkpoint;
-  bool arena_registered = false;       // keeper only
+  std::uint64_t registered_bytes = 0;  // of the arena, with the I/O engine; keeper only
   Clock::time_point log_full_since{};  // keeper only
   std::condition_variable keeper_cv;
   std::condition_variable flushed_cv;

@@ -34,11 +34,11 @@ def _always_miss(_key: bytes) -> int:
 class _RequestState:
     """What the manager knows of one request; lives in vLLM's ReqContext."""
 
-    __slots__ = ("adapter", "budget_bytes", "finished", "load", "lookup", "namespace", "request", "stores")
+    __slots__ = ("budget_bytes", "finished", "load", "lookup", "namespace", "outdated", "request", "stores")
 
-    def __init__(self, adapter: str, namespace: bytes, budget_bytes: int) -> None:
-        self.adapter = adapter
+    def __init__(self, namespace: bytes, budget_bytes: int) -> None:
         self.namespace = namespace
+        self.outdated = False  # of before the last reset
         self.budget_bytes = budget_bytes
         self.request: Request | None = None
         self.lookup: Callable[[bytes], int] = _always_miss
@@ -74,6 +74,7 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         self._store: Store | None = None
         self._description: dict[str, str] = {}
         self._payload_bytes = 0
+        self._epoch = ""  # raised by reset_cache
         self._adapters: dict[tuple[Any, ...], str] = {}
         self._namespaces: dict[str, bytes] = {}  # by adapter, "": none
         self._announced: Any = None
@@ -116,7 +117,7 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         lora, self._announced = self._announced, None
         adapter = "" if lora is None else self._adapter(lora)
         nvme = req_context.load_tier_filter.allows(compat.Medium.STORAGE, compat.Locality.LOCAL)
-        state = _RequestState(adapter, self._namespace_of(adapter), 0 if nvme else 1)  # no chunk fits in a budget of one byte
+        state = _RequestState(self._namespace_of(adapter), 0 if nvme else 1)  # no chunk fits in a budget of one byte
         state.lookup = self._first_lookup(state)
         req_context.set_state(state)
         self._states.add(state)
@@ -151,7 +152,7 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
 
     def _namespace_of(self, adapter: str) -> bytes:
         if adapter not in self._namespaces:
-            parts = self._description | ({"lora": adapter} if adapter else {})
+            parts = self._description | ({"lora": adapter} if adapter else {}) | ({"epoch": self._epoch} if self._epoch else {})
             self._namespaces[adapter] = make_namespace(canonical_text(parts))
         return self._namespaces[adapter]
 
@@ -205,6 +206,8 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
 
     def prepare_store(self, keys: Collection[bytes], req_context: Any) -> Any:
         state: _RequestState = req_context.get_state(_RequestState)
+        if state.outdated:
+            return compat.PrepareStoreOutput(keys_to_store=[], store_spec=SlotLoadStoreSpec.unleased(0), evicted_keys=[])
         offered = list(keys)
         try:
             lease = self.store.reserve_engine_keys(state.namespace, offered, self._payload_bytes, for_worker=True)
@@ -232,17 +235,17 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
 
     def reset_cache(self) -> None:
         """vLLM does it also because weights are about to change in memory, where no fingerprint sees it. So the namespace gets an
-        epoch that no other process has: what is stored from here on dies with this one."""
-        self._description = self._description | {"epoch": secrets.token_hex(16)}
+        epoch that no other process has: what is stored from here on dies with this one. And requests of before the reset may hold
+        KV of the old weights: they load and store nothing any more."""
+        self._epoch = secrets.token_hex(16)
         self._namespaces.clear()
         for state in self._states:
             state.drop()
-            if not state.finished:
-                state.namespace = self._namespace_of(state.adapter)
-                state.lookup = self._first_lookup(state)
+            state.outdated = True
         self._states = {state for state in self._states if not state.finished}
         self._loads.clear()
-        self.store.clear()
+        if self._store is not None:
+            self._store.clear()
 
     def get_stats(self) -> Any:
         if self._store is None or not self._stats.due():
