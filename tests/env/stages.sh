@@ -75,7 +75,7 @@ check_wheel() {
 
 test_python() {
   install_wheel .venv/bin/python
-  .venv/bin/python -m pytest tests/python examples/demo --timeout 300 -q
+  .venv/bin/python -m pytest tests/python examples/demo --timeout 300 -q -rs
 }
 
 prepare_engine() {
@@ -94,7 +94,9 @@ test_e2e() {
   LMCN_MODEL_TINY_QWEN3=$(tests/env/model.sh tiny-qwen3)
   export LMCN_MODEL_SMOLLM2 LMCN_MODEL_TINY_QWEN3
   use_engine_site "$engine/bin/python"
-  "$engine/bin/python" -m pytest tests/e2e tests/python/vllm_integration --timeout 900 -q --durations 10
+  # Those tests of the package that need torch, which the tools environment lacks.
+  "$engine/bin/python" -m pytest tests/python/test_hashing.py tests/python/test_store.py --timeout 300 -q -rs
+  "$engine/bin/python" -m pytest tests/e2e tests/python/vllm_integration --timeout 900 -q -rs --durations 10
 }
 
 sources() {
@@ -108,7 +110,7 @@ lint() {
   local bad=0
   sources | xargs -0 .venv/bin/clang-format --dry-run --Werror || bad=1
   .venv/bin/ruff check . || bad=1
-  .venv/bin/ruff format --check . || bad=1
+  .venv/bin/ruff format --check --exclude '*.md' . || bad=1
   .venv/bin/mypy --strict python/lmcache_native examples/demo || bad=1
   shellcheck -x -P SCRIPTDIR .ci/run tests/env/*.sh || bad=1
   return $bad
@@ -117,7 +119,7 @@ lint() {
 format() {
   sources | xargs -0 .venv/bin/clang-format -i
   .venv/bin/ruff check --fix . || true
-  .venv/bin/ruff format .
+  .venv/bin/ruff format --exclude '*.md' .
 }
 
 gpu_check() {
