@@ -81,7 +81,7 @@ def test_ordinary_stop_then_nvme(life: Life) -> None:
     assert life.server.cached_tokens_by_source()["disk"] == HIT_TOKENS * 2
 
 
-def test_kill_9_keeps_what_was_written(life: Life) -> None:
+def test_kill_9_keeps_what_was_written(life: Life, capsys: pytest.CaptureFixture[str]) -> None:
     """All that was clean survives; of a prompt that ended just before the kill, what had not been written is lost."""
     last = prompts.tokens(life.model, 104, 900)
     cold = ask(life.server, last, max_tokens=4)
@@ -90,7 +90,10 @@ def test_kill_9_keeps_what_was_written(life: Life) -> None:
     for prompt, own in zip(life.prompts, life.own, strict=True):
         check_own_hit(own, ask(life.server, prompt))
     after = ask(life.server, last, max_tokens=4)
-    print(f"prefill of {len(last)} tokens, kill -9 right after the answer: {after.cached_tokens} of {HIT_TOKENS} tokens survived")
+    with capsys.disabled():
+        print(
+            f"\nprefill of {len(last)} tokens, kill -9 right after the answer: {after.cached_tokens} of {HIT_TOKENS} tokens survived"
+        )
     if after.cached_tokens:
         print(check_cold(cold, after))
     else:
