@@ -91,9 +91,7 @@ def test_kill_9_keeps_what_was_written(life: Life, capsys: pytest.CaptureFixture
         check_own_hit(own, ask(life.server, prompt))
     after = ask(life.server, last, max_tokens=4)
     with capsys.disabled():
-        print(
-            f"\nprefill of {len(last)} tokens, kill -9 right after the answer: {after.cached_tokens} of {HIT_TOKENS} tokens survived"
-        )
+        print(f"\nprefill of {len(last)} tokens, kill -9 after the answer: {after.cached_tokens} of {HIT_TOKENS} tokens survived")
     if after.cached_tokens:
         print(check_cold(cold, after))
     else:
