@@ -122,9 +122,10 @@ def test_reset_drops_all_and_publishes_nothing_of_before(world: World) -> None:
     assert world.look(reader, 1, 2) == [MISS, MISS]
     world.copy_stores(output.store_spec, [4])  # the worker knows nothing of the reset
     assert world.look(reader, 2) == [MISS]
-    # vLLM never completes jobs of before the reset; new ones work.
-    world.stored(writer, [1, 2], [3, 4])
-    assert world.look(reader, 1, 2) == [HIT, HIT]
+    # vLLM never completes jobs of before the reset; those of new requests work.
+    later = world.request()
+    world.stored(later, [1, 2], [3, 4])
+    assert world.look(later, 1, 2) == [HIT, HIT]
 
 
 def test_tiers(tmp_path: Path) -> None:
