@@ -44,6 +44,29 @@ class QuarantineTest : public StoreTest {
   }
   void wait(std::uint64_t id) { ASSERT_TRUE(copier->wait(std::span(&id, 1), 20s).ok()); }
 
+  /// Chunk 0, stored from block 3, is being loaded into block 9 by job 2, which is held before it says that it has ended.
+  struct HeldScatter {
+    std::unique_ptr<Request> request;
+    ReadLease lease;
+    SlotRef slot;
+  };
+  void start_held_scatter(HeldScatter& load) {
+    auto fill_lease = store->reserve(ns, keys(0, 1), kChunk, true);
+    ASSERT_TRUE(fill_lease.ok());
+    submit(1, CopyDirection::kGather, fill_lease->slots()[0], 3);
+    wait(1);
+    ASSERT_EQ(fill_lease->commit(), 1u);
+    load.request = store->begin_request(ns, {});
+    ASSERT_EQ(load.request->lookup(key(0)), Presence::kHit);
+    auto lease = load.request->acquire(keys(0, 1), true);
+    ASSERT_TRUE(lease.ok());
+    load.lease = std::move(*lease);
+    load.slot = load.lease.slots()[0];
+    SeqPoints::hold("copier.before_scatter_done");
+    submit(2, CopyDirection::kScatter, load.slot, 9);
+    ASSERT_TRUE(SeqPoints::wait_until_reached("copier.before_scatter_done", 20s));
+  }
+
   /// Every slot the store can hand out now.
   std::vector<std::uint64_t> offsets_of_all_free_slots(int first_key) {
     std::vector<std::uint64_t> offsets;
@@ -85,51 +108,32 @@ TEST_F(QuarantineTest, ResetWhileAGatherRuns) {
 }
 
 TEST_F(QuarantineTest, ResetWhileAScatterRuns) {
-  auto fill_lease = store->reserve(ns, keys(0, 1), kChunk, true);
-  ASSERT_TRUE(fill_lease.ok());
-  submit(1, CopyDirection::kGather, fill_lease->slots()[0], 3);
-  wait(1);
-  ASSERT_EQ(fill_lease->commit(), 1u);
-
-  auto request = store->begin_request(ns, {});
-  ASSERT_EQ(request->lookup(key(0)), Presence::kHit);
-  auto lease = request->acquire(keys(0, 1), true);
-  ASSERT_TRUE(lease.ok());
-  const SlotRef slot = lease->slots()[0];
-  SeqPoints::hold("copier.before_scatter_done");
-  submit(2, CopyDirection::kScatter, slot, 9);
-  ASSERT_TRUE(SeqPoints::wait_until_reached("copier.before_scatter_done", 20s));
+  HeldScatter load;
+  ASSERT_NO_FATAL_FAILURE(start_held_scatter(load));
 
   store->clear();
-  lease->release();
-  request->end();
-  EXPECT_FALSE(can_be_reused(slot.offset, 1000));
+  load.lease.release();
+  load.request->end();
+  EXPECT_FALSE(can_be_reused(load.slot.offset, 1000));
 
   SeqPoints::release("copier.before_scatter_done");
   wait(2);
-  EXPECT_TRUE(can_be_reused(slot.offset, 50'000));
+  EXPECT_TRUE(can_be_reused(load.slot.offset, 50'000));
   EXPECT_EQ(std::memcmp(&paged[9 * kPage], &paged[3 * kPage], kPage), 0);
 }
 
 TEST_F(QuarantineTest, AnEvictionPassesOverASlotThatIsStillBeingRead) {
-  auto fill_lease = store->reserve(ns, keys(0, 1), kChunk, true);
-  submit(1, CopyDirection::kGather, fill_lease->slots()[0], 3);
-  wait(1);
-  ASSERT_EQ(fill_lease->commit(), 1u);
-  auto request = store->begin_request(ns, {});
-  ASSERT_EQ(request->lookup(key(0)), Presence::kHit);
-  auto lease = request->acquire(keys(0, 1), true);
-  const SlotRef slot = lease->slots()[0];
-  SeqPoints::hold("copier.before_scatter_done");
-  submit(2, CopyDirection::kScatter, slot, 9);
-  ASSERT_TRUE(SeqPoints::wait_until_reached("copier.before_scatter_done", 20s));
-  lease->release();  // the engine reports too early
-  request->end();
-  EXPECT_FALSE(can_be_reused(slot.offset, 1000));
+  HeldScatter load;
+  ASSERT_NO_FATAL_FAILURE(start_held_scatter(load));
+
+  load.lease.release();  // the engine reports too early
+  load.request->end();
+  EXPECT_FALSE(can_be_reused(load.slot.offset, 1000));
   EXPECT_TRUE(in_host(0));
+
   SeqPoints::release("copier.before_scatter_done");
   wait(2);
-  EXPECT_TRUE(can_be_reused(slot.offset, 50'000));
+  EXPECT_TRUE(can_be_reused(load.slot.offset, 50'000));
 }
 
 TEST_F(QuarantineTest, ACommitBeforeTheWordDoesNotPublish) {
