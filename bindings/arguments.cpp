@@ -318,6 +318,7 @@ std::vector<T> integers(nb::handle values, const char* name) {
   }
   return out;
 }
+template std::vector<std::int32_t> integers(nb::handle, const char*);
 template std::vector<std::uint32_t> integers(nb::handle, const char*);
 template std::vector<std::uint64_t> integers(nb::handle, const char*);
 template std::vector<std::int64_t> integers(nb::handle, const char*);

@@ -74,6 +74,7 @@ class ByteStringsArgument {
 /// Integers of a list, a tuple or a 1-D contiguous buffer of (u)int32 or (u)int64, each within T's range.
 template <class T>
 std::vector<T> integers(nb::handle values, const char* name);
+extern template std::vector<std::int32_t> integers(nb::handle, const char*);
 extern template std::vector<std::uint32_t> integers(nb::handle, const char*);
 extern template std::vector<std::uint64_t> integers(nb::handle, const char*);
 extern template std::vector<std::int64_t> integers(nb::handle, const char*);

@@ -38,6 +38,15 @@ nb::bytes to_bytes(const std::array<std::uint8_t, 32>& bytes) {
   return nb::bytes(bytes.data(), bytes.size());
 }
 
+nb::bytes step(const ChunkHasher& hasher, nb::bytes parent, nb::handle tokens, nb::bytes extra) {
+  const ChunkKey parent_key = chunk_key(parent, "parent");
+  const TokenArgument argument(tokens);
+  const std::span<const std::byte> extra_bytes = byte_span(extra);
+  const std::string_view suffix(reinterpret_cast<const char*>(extra_bytes.data()), extra_bytes.size());
+  auto key = std::visit([&](auto span) { return Result<ChunkKey>(hasher.step(parent_key, span, suffix)); }, argument.span());
+  return to_bytes(take(std::move(key)).bytes);
+}
+
 }  // namespace
 
 void init_chunk_hasher(nb::module_& module) {
@@ -78,7 +87,14 @@ void init_chunk_hasher(nb::module_& module) {
           "which is read in place: it must not change during the call. int64 and int32 give the same keys.\n"
           "extra_keys: one bytes object per whole chunk (LoRA, multimodal hashes, salts). parent: the key before the first chunk.\n"
           "InvalidArgument names the position of a token outside int32, or the type that was given. Releases the GIL while "
-          "hashing.");
+          "hashing.")
+      .def("step", step, nb::arg("parent"), nb::arg("tokens").none(), nb::arg("extra") = nb::bytes("", 0),
+           nb::sig("def step(self, parent: bytes, tokens: lmcache_native._types.TokenArray, extra: bytes = b'') -> bytes"),
+           "One step of the chain: the 32-byte key of a chunk of any number of tokens after `parent` (root: at the start of a "
+           "prompt).\n"
+           "So a tail shorter than chunk_tokens has a key of its own, by its tokens and their count; of chunk_tokens tokens it is "
+           "what hash()\n"
+           "gives. tokens, extra: as of hash(). Keeps the GIL.");
 
   nb::class_<KeyDeriver>(
       module, "KeyDeriver",

@@ -108,11 +108,12 @@ std::vector<T> of_length_or_zeros(nb::handle values, const char* name, std::size
 
 void submit(const CopierObject& self, std::uint64_t id, nb::handle direction, nb::handle slot_offsets, nb::handle generations,
             nb::handle first_tokens, nb::handle tokens, nb::handle block_begin, nb::handle block_ids, nb::handle token_in_block,
-            std::uint64_t stream) {
+            std::uint64_t stream, bool layer_by_layer) {
   CopyJob job;
   job.id = id;
   job.direction = copy_direction(direction);
   job.stream = stream;
+  job.layer_by_layer = layer_by_layer;
   const auto offsets = integers<std::uint64_t>(slot_offsets, "slot_offsets");
   const std::size_t count = offsets.size();
   const auto generation = of_length<std::uint32_t>(generations, "generations", count);
@@ -169,22 +170,27 @@ void init_paged_copy(nb::module_& module) {
               "owner: object = None) -> PagedCopier"),
           "Copier for paged memory on a CUDA device, ordered by events. Unavailable when built without CUDA or without driver or "
           "device.")
-      .def("submit", submit, nb::arg("id"), nb::arg("direction").none(), nb::arg("slot_offsets").none(),
-           nb::arg("generations").none(), nb::arg("first_tokens").none(), nb::arg("tokens").none(), nb::arg("block_begin").none(),
-           nb::arg("block_ids").none(), nb::arg("token_in_block") = nb::none(), nb::arg("stream") = 0,
-           nb::sig("def submit(self, id: int, direction: typing.Literal['store', 'load'] | CopyDirection, slot_offsets: "
-                   "lmcache_native._types.IntArray, "
-                   "generations: lmcache_native._types.IntArray, first_tokens: lmcache_native._types.IntArray | None, "
-                   "tokens: lmcache_native._types.IntArray, block_begin: lmcache_native._types.IntArray, block_ids: "
-                   "lmcache_native._types.IntArray, "
-                   "token_in_block: lmcache_native._types.IntArray | None = None, stream: int = 0) -> None"),
-           "Starts one job, item i of which copies tokens[i] tokens (opaque layouts: blocks) from first_tokens[i] of the chunk in "
-           "the slot at\n"
-           "slot_offsets[i]; block_ids[block_begin[i]] is the engine block that holds the first of them, token_in_block[i] its "
-           "place there.\n"
-           "None: zeros. id: unique among unfinished jobs. stream: the cudaStream_t to order after (0: legacy default). Sequences "
-           "or 1-D integer\n"
-           "buffers. InvalidArgument, and nothing copied, when something is out of bounds.")
+      .def(
+          "submit", submit, nb::arg("id"), nb::arg("direction").none(), nb::arg("slot_offsets").none(),
+          nb::arg("generations").none(), nb::arg("first_tokens").none(), nb::arg("tokens").none(), nb::arg("block_begin").none(),
+          nb::arg("block_ids").none(), nb::arg("token_in_block") = nb::none(), nb::arg("stream") = 0,
+          nb::arg("layer_by_layer") = false,
+          nb::sig("def submit(self, id: int, direction: typing.Literal['store', 'load'] | CopyDirection, slot_offsets: "
+                  "lmcache_native._types.IntArray, "
+                  "generations: lmcache_native._types.IntArray, first_tokens: lmcache_native._types.IntArray | None, "
+                  "tokens: lmcache_native._types.IntArray, block_begin: lmcache_native._types.IntArray, block_ids: "
+                  "lmcache_native._types.IntArray, "
+                  "token_in_block: lmcache_native._types.IntArray | None = None, stream: int = 0, layer_by_layer: bool = False) -> "
+                  "None"),
+          "Starts one job, item i of which copies tokens[i] tokens (opaque layouts: blocks) from first_tokens[i] of the chunk in "
+          "the slot at\n"
+          "slot_offsets[i]; block_ids[block_begin[i]] is the engine block that holds the first of them, token_in_block[i] its "
+          "place there.\n"
+          "None: zeros. id: unique among unfinished jobs. stream: the cudaStream_t to order after (0: legacy default). Sequences "
+          "or 1-D integer\n"
+          "buffers. layer_by_layer (loads only): layer after layer of all items, for wait_layers(). InvalidArgument, and nothing "
+          "copied, when\n"
+          "something is out of bounds.")
       .def(
           "poll", [](const CopierObject& self) { return without_gil(self, [](PagedCopier& copier) { return copier.poll(); }); },
           "Jobs that ended since the last call, each exactly once.")
@@ -198,6 +204,35 @@ void init_paged_copy(nb::module_& module) {
           nb::arg("ids").none(), nb::arg("timeout_s") = 30.0,
           nb::sig("def wait(self, ids: lmcache_native._types.IntArray, timeout_s: float = 30.0) -> None"),
           "Waits, without the GIL, until none of the jobs is under way; results still come through poll(). DeadlineExceeded.")
+      .def(
+          "wait_layers",
+          [](const CopierObject& self, std::uint64_t id, std::uint32_t layers, double timeout_s, std::uint64_t stream) {
+            const auto deadline = milliseconds(timeout_s, "timeout_s");
+            throw_if_error(
+                without_gil(self, [&](PagedCopier& copier) { return copier.wait_layers(id, layers, deadline, stream); }));
+          },
+          nb::arg("id"), nb::arg("layers"), nb::arg("timeout_s") = 30.0, nb::arg("stream") = 0,
+          "Of a job submitted with layer_by_layer: the leading `layers` layers of all its items are in place. On the host waits "
+          "for "
+          "that, without\n"
+          "the GIL; with CUDA makes `stream` (a cudaStream_t; 0: legacy default) wait for it, and this thread only until the "
+          "copies "
+          "have been\n"
+          "handed to the device. Returns at once for a job that ended well. Aborted: the job failed (its CopyDone says more; it "
+          "may "
+          "write until\n"
+          "it is polled). DeadlineExceeded; NotFound: no such job; InvalidArgument: not layer by layer, or too many layers.")
+      .def(
+          "cancel",
+          [](const CopierObject& self, nb::handle ids) {
+            const auto jobs = integers<std::uint64_t>(ids, "ids");
+            without_gil(self, [&](PagedCopier& copier) { copier.cancel(jobs); });
+          },
+          nb::arg("ids").none(), nb::sig("def cancel(self, ids: lmcache_native._types.IntArray) -> None"),
+          "Makes the jobs end soon, and returns at once: items not yet started fail, with 'cancelled' in CopyDone.message. Each "
+          "job "
+          "still comes\n"
+          "through poll() once, after which nothing of it is written any more. Unknown and ended ids are ignored.")
       .def_prop_ro("name", [](const CopierObject& self) { return self.copier->name(); }, "'host' or 'cuda-memcpy'.");
 }
 

@@ -35,7 +35,8 @@ auto without_gil(const StoreObject& self, Work work) {
 void open(StoreObject* self, std::uint64_t host_bytes, std::optional<std::filesystem::path> directory, std::uint64_t nvme_bytes,
           std::uint32_t rank_count, std::uint64_t max_payload_bytes, std::uint64_t region_bytes, std::string io_engine,
           std::string cache_policy, bool fail_when_locked, double lock_wait_s, unsigned populate_threads,
-          double promotion_deadline_s, std::uint64_t promotion_budget_bytes, double request_ttl_s) {
+          double promotion_deadline_s, std::uint64_t promotion_budget_bytes, double request_ttl_s, nb::handle numa_nodes,
+          bool hugetlb) {
   StoreOptions options;
   options.host_bytes = host_bytes;
   if (directory) options.directory = directory->string();
@@ -51,6 +52,8 @@ void open(StoreObject* self, std::uint64_t host_bytes, std::optional<std::filesy
   options.promotion_deadline = milliseconds(promotion_deadline_s, "promotion_deadline_s");
   options.promotion_budget_bytes = promotion_budget_bytes;
   options.request_ttl = milliseconds(request_ttl_s, "request_ttl_s");
+  options.numa_nodes = integers<std::int32_t>(numa_nodes, "numa_nodes");
+  options.hugetlb = hugetlb;
 
   auto opened = [&] {
     nb::gil_scoped_release release;
@@ -254,26 +257,29 @@ void init_store(nb::module_& module) {
       "Any method may be called from any thread. lookup, reserve and leases touch memory only; what can wait takes timeout_s "
       "(seconds).\n"
       "A chunk can be looked up only after commit() found every rank's part filled.");
-  store.def("__init__", open, nb::kw_only(), nb::arg("host_bytes"), nb::arg("directory") = nb::none(), nb::arg("nvme_bytes") = 0,
-            nb::arg("rank_count") = 1, nb::arg("max_payload_bytes") = 0, nb::arg("region_bytes") = 0, nb::arg("io_engine") = "auto",
-            nb::arg("cache_policy") = "LRU", nb::arg("fail_when_locked") = false, nb::arg("lock_wait_s") = 10.0,
-            nb::arg("populate_threads") = 2, nb::arg("promotion_deadline_s") = 10.0, nb::arg("promotion_budget_bytes") = 0,
-            nb::arg("request_ttl_s") = 30.0,
-            nb::sig("def __init__(self, *, host_bytes: int, directory: str | os.PathLike[str] | None = None, nvme_bytes: int = 0, "
-                    "rank_count: int = 1, max_payload_bytes: int = 0, region_bytes: int = 0, io_engine: str = 'auto', "
-                    "cache_policy: str = 'LRU', "
-                    "fail_when_locked: bool = False, lock_wait_s: float = 10.0, populate_threads: int = 2, promotion_deadline_s: "
-                    "float = 10.0, "
-                    "promotion_budget_bytes: int = 0, request_ttl_s: float = 30.0) -> None"),
-            "host_bytes: hard limit of the host arena, >= 4 MiB. directory, nvme_bytes: the NVMe tier and its hard limit; without "
-            "a directory the\n"
-            "store is memory only. rank_count: ranks that fill each slot, 1..64. max_payload_bytes: largest chunk, all ranks (0: "
-            "64 MiB).\n"
-            "region_bytes: 0 chooses from nvme_bytes. io_engine: auto | io_uring | threads. fail_when_locked: raise Locked when "
-            "another process\n"
-            "owns the directory after lock_wait_s, instead of running without NVMe. promotion_*, request_ttl_s: defaults of "
-            "requests; budget 0:\n"
-            "half of host_bytes. Raises InvalidArgument, Locked, FormatVersion, IoError.");
+  store.def(
+      "__init__", open, nb::kw_only(), nb::arg("host_bytes"), nb::arg("directory") = nb::none(), nb::arg("nvme_bytes") = 0,
+      nb::arg("rank_count") = 1, nb::arg("max_payload_bytes") = 0, nb::arg("region_bytes") = 0, nb::arg("io_engine") = "auto",
+      nb::arg("cache_policy") = "LRU", nb::arg("fail_when_locked") = false, nb::arg("lock_wait_s") = 10.0,
+      nb::arg("populate_threads") = 2, nb::arg("promotion_deadline_s") = 10.0, nb::arg("promotion_budget_bytes") = 0,
+      nb::arg("request_ttl_s") = 30.0, nb::arg("numa_nodes").none() = nb::make_tuple(), nb::arg("hugetlb") = false,
+      nb::sig("def __init__(self, *, host_bytes: int, directory: str | os.PathLike[str] | None = None, nvme_bytes: int = 0, "
+              "rank_count: int = 1, max_payload_bytes: int = 0, region_bytes: int = 0, io_engine: str = 'auto', "
+              "cache_policy: str = 'LRU', "
+              "fail_when_locked: bool = False, lock_wait_s: float = 10.0, populate_threads: int = 2, promotion_deadline_s: "
+              "float = 10.0, "
+              "promotion_budget_bytes: int = 0, request_ttl_s: float = 30.0, numa_nodes: lmcache_native._types.IntArray = (), "
+              "hugetlb: bool = False) -> None"),
+      "host_bytes: hard limit of the host arena, >= 4 MiB. directory, nvme_bytes: the NVMe tier and its hard limit; without "
+      "a directory the\n"
+      "store is memory only. rank_count: ranks that fill each slot, 1..64. max_payload_bytes: largest chunk, all ranks (0: "
+      "64 MiB).\n"
+      "region_bytes: 0 chooses from nvme_bytes. io_engine: auto | io_uring | threads. cache_policy: LRU | LFU | FIFO | MRU.\n"
+      "fail_when_locked: raise Locked when another process owns the directory after lock_wait_s, instead of running without NVMe.\n"
+      "promotion_*, request_ttl_s: defaults of requests; budget 0: half of host_bytes. numa_nodes: where the arena's memory comes\n"
+      "from: one node (while it has memory), several in turn, or the kernel's choice. hugetlb: the arena must be of reserved huge\n"
+      "pages; ResourceExhausted says how many to reserve. False: huge pages where they can be had.\n"
+      "Raises InvalidArgument, ResourceExhausted, Unavailable, Locked, FormatVersion, IoError.");
   define_data_path(store);
   define_control(store);
 }

@@ -1,4 +1,7 @@
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
+
+#include <utility>
 
 #include "arguments.hpp"
 #include "bindings.hpp"
@@ -21,6 +24,18 @@ Request& active(const RequestObject& self) {
 std::uint32_t prefetch(RequestObject& self, nb::handle keys) {
   const KeysArgument argument(keys, "keys");
   return active(self).prefetch(argument.span());
+}
+
+std::pair<std::uint32_t, long> lookup_prefix(RequestObject& self, nb::handle keys) {
+  const KeysArgument argument(keys, "keys");
+  const PrefixPresence found = active(self).lookup_prefix(argument.span());
+  return {found.hits, value(found.next)};
+}
+
+std::pair<std::uint32_t, std::uint32_t> count_sources(RequestObject& self, nb::handle keys) {
+  const KeysArgument argument(keys, "keys");
+  const SourceCount count = active(self).count_sources(argument.span());
+  return {count.host, count.nvme};
 }
 
 ReadLeaseObject acquire(RequestObject& self, nb::handle keys, bool for_worker) {
@@ -71,6 +86,14 @@ void init_store_request(nb::module_& module) {
       .def(
           "source_key", [](RequestObject& self, nb::bytes key) { return value(active(self).source(chunk_key(key, "key"))); },
           nb::arg("key"), "The same of a 32-byte chunk key.")
+      .def("lookup_prefix", lookup_prefix, nb::arg("keys").none(),
+           nb::sig("def lookup_prefix(self, keys: lmcache_native._types.Keys) -> tuple[int, int]"),
+           "How many leading keys are HIT now, each looked up and pinned as by lookup_key(), and the Presence (int) of the first "
+           "one that is\n"
+           "not, which has been looked up too (HIT when all are). Cheap when repeated: 16,000 hits take about 0.1 ms.")
+      .def("count_sources", count_sources, nb::arg("keys").none(),
+           nb::sig("def count_sources(self, keys: lmcache_native._types.Keys) -> tuple[int, int]"),
+           "How many of the keys' last HITs came from (host memory, NVMe).")
       .def("prefetch", prefetch, nb::arg("keys").none(), nb::sig("def prefetch(self, keys: lmcache_native._types.Keys) -> int"),
            "Starts promotion of all leading keys within the budget; returns the length of that prefix (what may become a hit).")
       .def("acquire", acquire, nb::arg("keys").none(), nb::kw_only(), nb::arg("for_worker") = false,

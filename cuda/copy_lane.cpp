@@ -5,6 +5,7 @@
 #include <future>
 #include <string>
 
+#include "base/seq_points.hpp"
 #include "cuda_error.hpp"
 
 namespace lmcn {
@@ -22,14 +23,36 @@ EventPool::~EventPool() {
   for (cudaEvent_t event : all_) static_cast<void>(cudaEventDestroy(event));
 }
 
+Status EventPool::make(cudaEvent_t& event, unsigned flags) {
+  LMCN_RETURN_IF_ERROR(cuda_check(cudaEventCreateWithFlags(&event, flags), "cudaEventCreateWithFlags"));
+  std::lock_guard lock(mutex_);
+  all_.push_back(event);
+  return {};
+}
+
+Status EventPool::take_marks(std::size_t count, std::vector<cudaEvent_t>& marks) {
+  {
+    std::lock_guard lock(mutex_);
+    while (marks.size() < count && !free_marks_.empty()) {
+      marks.push_back(free_marks_.back());
+      free_marks_.pop_back();
+    }
+  }
+  while (marks.size() < count) {
+    cudaEvent_t event = nullptr;
+    LMCN_RETURN_IF_ERROR(make(event, cudaEventDisableTiming));
+    marks.push_back(event);
+  }
+  return {};
+}
+
+void EventPool::give_back_marks(const std::vector<cudaEvent_t>& marks) {
+  std::lock_guard lock(mutex_);
+  free_marks_.insert(free_marks_.end(), marks.begin(), marks.end());
+}
+
 Status EventPool::create() {
   JobEvents made;
-  const auto make = [&](cudaEvent_t& event, unsigned flags) -> Status {
-    LMCN_RETURN_IF_ERROR(cuda_check(cudaEventCreateWithFlags(&event, flags), "cudaEventCreateWithFlags"));
-    std::lock_guard lock(mutex_);
-    all_.push_back(event);
-    return {};
-  };
   LMCN_RETURN_IF_ERROR(make(made.ready, cudaEventDisableTiming));
   LMCN_RETURN_IF_ERROR(make(made.begin, cudaEventDefault));
   LMCN_RETURN_IF_ERROR(make(made.end, cudaEventDefault));
@@ -87,17 +110,61 @@ Status CopyLane::set_up() {
 }
 
 void CopyLane::push(std::unique_ptr<CudaJob> job) {
+  if (job->job.layer_by_layer) job->progress = std::make_shared<LayerProgress>();
   {
     std::lock_guard lock(mutex_);
+    if (job->progress) layered_.insert_or_assign(job->job.id, job->progress);
     queue_.push_back(std::move(job));
   }
   work_.notify_one();
+}
+
+Status CopyLane::wait_layers(std::uint64_t id, std::uint32_t layers, std::chrono::milliseconds timeout, cudaStream_t stream) {
+  std::unique_lock lock(mutex_);
+  if (const auto found = layered_.find(id); found != layered_.end()) {
+    const std::shared_ptr<LayerProgress> progress = found->second;
+    const auto known = [&] { return progress->ended || !progress->failure.ok() || progress->marks.size() >= layers; };
+    if (!progress_.wait_for(lock, std::min(timeout, kLongestWait), known)) return layers_deadline(id, layers, timeout);
+    if (!progress->failure.ok()) return progress->failure;
+    if (!progress->ended) {
+      // Under the lock: the mark cannot be recorded anew for another job meanwhile.
+      return layers == 0 ? Status()
+                         : cuda_check(cudaStreamWaitEvent(stream, progress->marks[layers - 1], 0), "cudaStreamWaitEvent");
+    }
+  }
+  lock.unlock();
+  return board_.ended(id);
+}
+
+void CopyLane::cancel(std::span<const std::uint64_t> ids) {
+  const auto named = [&](std::uint64_t id) { return std::ranges::find(ids, id) != ids.end(); };
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& job : queue_) {
+      if (named(job->job.id)) job->cancelled = cancel_due_ = true;
+    }
+    if (issuing_ != nullptr && named(issuing_->job.id)) issuing_->cancelled = true;
+  }
+  work_.notify_one();
+}
+
+void CopyLane::end_cancelled(std::unique_lock<std::mutex>& lock) {
+  cancel_due_ = false;
+  std::vector<std::unique_ptr<CudaJob>> ended;
+  for (auto& job : queue_) {
+    if (job->cancelled) ended.push_back(std::move(job));
+  }
+  std::erase(queue_, nullptr);
+  lock.unlock();
+  for (auto& job : ended) fail(std::move(job), JobOutcome::cancelled());
+  lock.lock();
 }
 
 void CopyLane::run() {
   std::unique_lock lock(mutex_);
   for (;;) {
     const auto can_issue = [&] { return !queue_.empty() && in_flight_.size() < kMaxInFlightJobs; };
+    if (cancel_due_) end_cancelled(lock);
     if (in_flight_.empty()) {
       work_.wait(lock, [&] { return stop_ || !queue_.empty(); });
       if (queue_.empty()) return;
@@ -105,8 +172,13 @@ void CopyLane::run() {
     if (can_issue()) {
       std::unique_ptr<CudaJob> job = std::move(queue_.front());
       queue_.pop_front();
+      issuing_ = job.get();
       lock.unlock();
-      if (const Status status = issue(*job); !status.ok()) {
+      const Status status = issue(*job);
+      lock.lock();
+      issuing_ = nullptr;
+      lock.unlock();
+      if (!status.ok()) {
         fail(std::move(job), status);
       } else if (!job->issued) {
         report(std::move(job), true, 0);
@@ -120,7 +192,7 @@ void CopyLane::run() {
     const bool ended = end_if_done(in_flight_.front());
     if (ended) in_flight_.pop_front();
     lock.lock();
-    if (!ended) work_.wait_for(lock, kPollInterval, can_issue);
+    if (!ended) work_.wait_for(lock, kPollInterval, [&] { return can_issue() || cancel_due_; });
   }
 }
 
@@ -128,20 +200,59 @@ Status CopyLane::issue(CudaJob& job) {
   LMCN_RETURN_IF_ERROR(job.ready);
   LMCN_RETURN_IF_ERROR(cuda_check(cudaStreamWaitEvent(stream_, job.events.ready, 0), "cudaStreamWaitEvent"));
   LMCN_RETURN_IF_ERROR(cuda_check(cudaEventRecord(job.events.begin, stream_), "cudaEventRecord"));
-  for (std::size_t i = 0; i < job.job.items.size(); ++i) {
-    if (const Status slot = JobOutcome::check_slot(geometry_, job.job.items[i]); !slot.ok()) {
-      job.outcome.fail_item(i, slot);
-      continue;
-    }
-    LMCN_RETURN_IF_ERROR(copy_item(job, job.job.items[i]));
-  }
+  LMCN_RETURN_IF_ERROR(job.progress ? issue_by_layer(job) : issue_by_item(job));
   return cuda_check(cudaEventRecord(job.events.end, stream_), "cudaEventRecord");
 }
 
-Status CopyLane::copy_item(CudaJob& job, const CopyItem& item) {
+bool CopyLane::may_copy(CudaJob& job, std::size_t index) {
+  if (job.outcome.failed(index)) return false;
+  const Status status = job.cancelled ? JobOutcome::cancelled() : JobOutcome::check_slot(geometry_, job.job.items[index]);
+  if (status.ok()) return true;
+  job.outcome.fail_item(index, status);
+  note_failure(job, status);
+  return false;
+}
+
+void CopyLane::note_failure(CudaJob& job, const Status& why) {
+  if (!job.progress) return;
+  {
+    std::lock_guard lock(mutex_);
+    if (job.progress->failure.ok()) job.progress->failure = JobOutcome::job_failed(job.job, why);
+  }
+  progress_.notify_all();
+}
+
+Status CopyLane::issue_by_item(CudaJob& job) {
+  for (std::size_t i = 0; i < job.job.items.size(); ++i) {
+    if (!may_copy(job, i)) continue;
+    LMCN_SEQ_POINT("copier.before_unit");
+    LMCN_RETURN_IF_ERROR(copy_planes(job, job.job.items[i], 0, geometry_.planes().size()));
+  }
+  return {};
+}
+
+Status CopyLane::issue_by_layer(CudaJob& job) {
+  LMCN_RETURN_IF_ERROR(events_.take_marks(geometry_.layers(), job.marks));
+  for (std::size_t layer = 0; layer < geometry_.layers(); ++layer) {
+    for (std::size_t i = 0; i < job.job.items.size(); ++i) {
+      if (!may_copy(job, i)) continue;
+      LMCN_SEQ_POINT("copier.before_unit");
+      LMCN_RETURN_IF_ERROR(copy_planes(job, job.job.items[i], geometry_.first_plane(layer), geometry_.first_plane(layer + 1)));
+    }
+    LMCN_RETURN_IF_ERROR(cuda_check(cudaEventRecord(job.marks[layer], stream_), "cudaEventRecord"));
+    {
+      std::lock_guard lock(mutex_);
+      job.progress->marks.push_back(job.marks[layer]);
+    }
+    progress_.notify_all();
+  }
+  return {};
+}
+
+Status CopyLane::copy_planes(CudaJob& job, const CopyItem& item, std::size_t from, std::size_t to) {
   Status status;
   std::byte* const part = geometry_.rank_part(item);
-  geometry_.for_each_run(job.job, item, 0, geometry_.planes().size(), [&](const RunGroup& group) {
+  geometry_.for_each_run(job.job, item, from, to, [&](const RunGroup& group) {
     if (!status.ok()) return;
     job.issued = true;  // even a call that fails may have started something
     status = copy_group(group, part, job.job.direction);
@@ -196,6 +307,7 @@ bool CopyLane::end_if_done(std::unique_ptr<CudaJob>& job) {
 
 void CopyLane::fail(std::unique_ptr<CudaJob> job, const Status& why) {
   job->outcome.fail_all(why);
+  note_failure(*job, why);
   // A slot may be handed out anew once its word says kFailed: not before the copies that were issued have ended.
   bool ended = !job->issued;
   if (!ended) {
@@ -210,7 +322,17 @@ void CopyLane::report(std::unique_ptr<CudaJob> job, bool copies_ended, double se
   if (copies_ended) job->outcome.write_words();
   // Events go back only when nothing refers to them any more.
   if (copies_ended) events_.give_back(job->events);
-  board_.end(std::move(job->outcome).done(seconds));
+  board_.end(std::move(job->outcome).done(seconds), job->progress != nullptr);
+  if (!job->progress) return;
+  {
+    std::lock_guard lock(mutex_);
+    job->progress->ended = true;
+    // Since it was reported, its id may have been given to another job.
+    if (const auto found = layered_.find(job->job.id); found != layered_.end() && found->second == job->progress)
+      layered_.erase(found);
+  }
+  progress_.notify_all();
+  if (copies_ended) events_.give_back_marks(job->marks);
 }
 
 }  // namespace lmcn

@@ -42,9 +42,26 @@ class MemcpyCopier final : public PagedCopier {
 
   std::vector<CopyDone> poll() override { return board_.poll(); }
   Status wait(std::span<const std::uint64_t> ids, std::chrono::milliseconds timeout) override { return board_.wait(ids, timeout); }
+  Status wait_layers(std::uint64_t id, std::uint32_t layers, std::chrono::milliseconds timeout, std::uint64_t stream) override {
+    LMCN_RETURN_IF_ERROR(geometry_.check_layers(layers));
+    const auto waiting = reinterpret_cast<cudaStream_t>(static_cast<std::uintptr_t>(stream));
+    if (!is_default(waiting)) return scatter_.wait_layers(id, layers, timeout, waiting);
+    DeviceGuard guard(device_);
+    LMCN_RETURN_IF_ERROR(guard.status());
+    return scatter_.wait_layers(id, layers, timeout, waiting);
+  }
+  void cancel(std::span<const std::uint64_t> ids) override {
+    gather_.cancel(ids);
+    scatter_.cancel(ids);
+  }
   std::string name() const override { return "cuda-memcpy"; }
 
  private:
+  /// Those mean another stream on each device.
+  static bool is_default(cudaStream_t stream) {
+    return stream == nullptr || stream == cudaStreamLegacy || stream == cudaStreamPerThread;
+  }
+
   /// Marks, on the engine's stream, the point the copies must wait for: after the writes a store reads, after the reads a load
   /// overwrites.
   Status record_ready(CudaJob& job) {
@@ -55,7 +72,7 @@ class MemcpyCopier final : public PagedCopier {
       if (!events_.take(job.events)) return {Code::kResourceExhausted, "every CUDA event is in use"};
     }
     const auto stream = reinterpret_cast<cudaStream_t>(static_cast<std::uintptr_t>(job.job.stream));
-    if (stream != nullptr && stream != cudaStreamLegacy && stream != cudaStreamPerThread) {
+    if (!is_default(stream)) {
       return cuda_check(cudaEventRecord(job.events.ready, stream), "cudaEventRecord");
     }
     DeviceGuard guard(device_);

@@ -67,6 +67,16 @@ void RepeatedScan(benchmark::State& state) {
 }
 BENCHMARK(RepeatedScan)->Unit(benchmark::kMicrosecond);
 
+// A request's scheduling steps: the same prefix again and again, with one call.
+void LookupPrefix16000Memoised(benchmark::State& state) {
+  Filled& f = filled();
+  auto request = f.store->begin_request(f.ns, {});
+  const std::span<const ChunkKey> keys = std::span(f.keys).first(16'000);
+  if (request->lookup_prefix(keys).hits != keys.size()) state.SkipWithError("not all keys are hits");
+  for (auto _ : state) benchmark::DoNotOptimize(request->lookup_prefix(keys));
+}
+BENCHMARK(LookupPrefix16000Memoised)->Unit(benchmark::kMicrosecond);
+
 void BatchPrefixLookup1000(benchmark::State& state) {
   Filled& f = filled();
   std::size_t start = 0;

@@ -103,6 +103,13 @@ class ChunkHasher:
         InvalidArgument names the position of a token outside int32, or the type that was given. Releases the GIL while hashing.
         """
 
+    def step(self, parent: bytes, tokens: lmcache_native._types.TokenArray, extra: bytes = b'') -> bytes:
+        """
+        One step of the chain: the 32-byte key of a chunk of any number of tokens after `parent` (root: at the start of a prompt).
+        So a tail shorter than chunk_tokens has a key of its own, by its tokens and their count; of chunk_tokens tokens it is what hash()
+        gives. tokens, extra: as of hash(). Keeps the GIL.
+        """
+
 class KeyDeriver:
     """
     Engine key (a block hash) to chunk key: SHA256(namespace || u32 length || engine key). Immutable; thread-safe.
@@ -357,6 +364,15 @@ class Request:
     def source_key(self, key: bytes) -> int:
         """The same of a 32-byte chunk key."""
 
+    def lookup_prefix(self, keys: lmcache_native._types.Keys) -> tuple[int, int]:
+        """
+        How many leading keys are HIT now, each looked up and pinned as by lookup_key(), and the Presence (int) of the first one that is
+        not, which has been looked up too (HIT when all are). Cheap when repeated: 16,000 hits take about 0.1 ms.
+        """
+
+    def count_sources(self, keys: lmcache_native._types.Keys) -> tuple[int, int]:
+        """How many of the keys' last HITs came from (host memory, NVMe)."""
+
     def prefetch(self, keys: lmcache_native._types.Keys) -> int:
         """
         Starts promotion of all leading keys within the budget; returns the length of that prefix (what may become a hit).
@@ -384,13 +400,16 @@ class Store:
     A chunk can be looked up only after commit() found every rank's part filled.
     """
 
-    def __init__(self, *, host_bytes: int, directory: str | os.PathLike[str] | None = None, nvme_bytes: int = 0, rank_count: int = 1, max_payload_bytes: int = 0, region_bytes: int = 0, io_engine: str = 'auto', cache_policy: str = 'LRU', fail_when_locked: bool = False, lock_wait_s: float = 10.0, populate_threads: int = 2, promotion_deadline_s: float = 10.0, promotion_budget_bytes: int = 0, request_ttl_s: float = 30.0) -> None:
+    def __init__(self, *, host_bytes: int, directory: str | os.PathLike[str] | None = None, nvme_bytes: int = 0, rank_count: int = 1, max_payload_bytes: int = 0, region_bytes: int = 0, io_engine: str = 'auto', cache_policy: str = 'LRU', fail_when_locked: bool = False, lock_wait_s: float = 10.0, populate_threads: int = 2, promotion_deadline_s: float = 10.0, promotion_budget_bytes: int = 0, request_ttl_s: float = 30.0, numa_nodes: lmcache_native._types.IntArray = (), hugetlb: bool = False) -> None:
         """
         host_bytes: hard limit of the host arena, >= 4 MiB. directory, nvme_bytes: the NVMe tier and its hard limit; without a directory the
         store is memory only. rank_count: ranks that fill each slot, 1..64. max_payload_bytes: largest chunk, all ranks (0: 64 MiB).
-        region_bytes: 0 chooses from nvme_bytes. io_engine: auto | io_uring | threads. fail_when_locked: raise Locked when another process
-        owns the directory after lock_wait_s, instead of running without NVMe. promotion_*, request_ttl_s: defaults of requests; budget 0:
-        half of host_bytes. Raises InvalidArgument, Locked, FormatVersion, IoError.
+        region_bytes: 0 chooses from nvme_bytes. io_engine: auto | io_uring | threads. cache_policy: LRU | LFU | FIFO | MRU.
+        fail_when_locked: raise Locked when another process owns the directory after lock_wait_s, instead of running without NVMe.
+        promotion_*, request_ttl_s: defaults of requests; budget 0: half of host_bytes. numa_nodes: where the arena's memory comes
+        from: one node (while it has memory), several in turn, or the kernel's choice. hugetlb: the arena must be of reserved huge
+        pages; ResourceExhausted says how many to reserve. False: huge pages where they can be had.
+        Raises InvalidArgument, ResourceExhausted, Unavailable, Locked, FormatVersion, IoError.
         """
 
     def lookup(self, keys: lmcache_native._types.Keys) -> lmcache_native._types.PrefixHit:
@@ -562,12 +581,13 @@ class PagedCopier:
         Copier for paged memory on a CUDA device, ordered by events. Unavailable when built without CUDA or without driver or device.
         """
 
-    def submit(self, id: int, direction: Literal['store', 'load'] | CopyDirection, slot_offsets: lmcache_native._types.IntArray, generations: lmcache_native._types.IntArray, first_tokens: lmcache_native._types.IntArray | None, tokens: lmcache_native._types.IntArray, block_begin: lmcache_native._types.IntArray, block_ids: lmcache_native._types.IntArray, token_in_block: lmcache_native._types.IntArray | None = None, stream: int = 0) -> None:
+    def submit(self, id: int, direction: Literal['store', 'load'] | CopyDirection, slot_offsets: lmcache_native._types.IntArray, generations: lmcache_native._types.IntArray, first_tokens: lmcache_native._types.IntArray | None, tokens: lmcache_native._types.IntArray, block_begin: lmcache_native._types.IntArray, block_ids: lmcache_native._types.IntArray, token_in_block: lmcache_native._types.IntArray | None = None, stream: int = 0, layer_by_layer: bool = False) -> None:
         """
         Starts one job, item i of which copies tokens[i] tokens (opaque layouts: blocks) from first_tokens[i] of the chunk in the slot at
         slot_offsets[i]; block_ids[block_begin[i]] is the engine block that holds the first of them, token_in_block[i] its place there.
         None: zeros. id: unique among unfinished jobs. stream: the cudaStream_t to order after (0: legacy default). Sequences or 1-D integer
-        buffers. InvalidArgument, and nothing copied, when something is out of bounds.
+        buffers. layer_by_layer (loads only): layer after layer of all items, for wait_layers(). InvalidArgument, and nothing copied, when
+        something is out of bounds.
         """
 
     def poll(self) -> list[CopyDone]:
@@ -576,6 +596,20 @@ class PagedCopier:
     def wait(self, ids: lmcache_native._types.IntArray, timeout_s: float = 30.0) -> None:
         """
         Waits, without the GIL, until none of the jobs is under way; results still come through poll(). DeadlineExceeded.
+        """
+
+    def wait_layers(self, id: int, layers: int, timeout_s: float = 30.0, stream: int = 0) -> None:
+        """
+        Of a job submitted with layer_by_layer: the leading `layers` layers of all its items are in place. On the host waits for that, without
+        the GIL; with CUDA makes `stream` (a cudaStream_t; 0: legacy default) wait for it, and this thread only until the copies have been
+        handed to the device. Returns at once for a job that ended well. Aborted: the job failed (its CopyDone says more; it may write until
+        it is polled). DeadlineExceeded; NotFound: no such job; InvalidArgument: not layer by layer, or too many layers.
+        """
+
+    def cancel(self, ids: lmcache_native._types.IntArray) -> None:
+        """
+        Makes the jobs end soon, and returns at once: items not yet started fail, with 'cancelled' in CopyDone.message. Each job still comes
+        through poll() once, after which nothing of it is written any more. Unknown and ended ids are ignored.
         """
 
     @property

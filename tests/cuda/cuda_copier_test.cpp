@@ -164,6 +164,97 @@ TEST_F(CudaCopier, MoreJobsThanPooledEventsAllEnd) {
   EXPECT_EQ(arena_->compare(), "");
 }
 
+TEST_F(CudaCopier, ACancelledJobOfTheQueueEndsBeforeThoseInFlight) {
+  Gate gate(engine_, kDevice);
+  std::vector<std::uint64_t> ids;
+  for (std::uint64_t id = 0; id < 20; ++id) {
+    ASSERT_TRUE(copier_->submit(engine_job(id, CopyDirection::kScatter, {id % kSlots})).ok());
+    ids.push_back(id);
+  }
+  const std::uint64_t queued[] = {15, 19};
+  copier_->cancel(queued);
+  ASSERT_TRUE(copier_->wait(queued, 60s).ok()) << "the engine's stream has not moved";
+  EXPECT_EQ(copier_->poll().size(), 2u);
+  EXPECT_EQ(fake_cuda::state().copies_done, 0);
+  EXPECT_EQ(loads_done(arena_->image(3), 1), 2u);
+  const std::uint64_t submitted[] = {0};
+  copier_->cancel(submitted);  // its copies are in the stream
+  gate.open();
+  ASSERT_TRUE(copier_->wait(ids, 60s).ok());
+  const std::vector<CopyDone> done = copier_->poll();
+  EXPECT_EQ(done.size(), 18u);
+  for (const CopyDone& d : done) EXPECT_TRUE(d.ok) << d.id << ": " << d.message;
+}
+
+TEST_F(CudaCopier, AStreamWaitsForItsLayersAndTheHostDoesNot) {
+  Gate gate(engine_, kDevice);
+  CopyJob load = layered_job(1, {0, 1});
+  load.stream = reinterpret_cast<std::uint64_t>(engine_);
+  ASSERT_TRUE(copier_->submit(load).ok());
+  const cudaStream_t model = fake_cuda::create_stream(kDevice);
+  // Nothing can have been copied: the engine's stream stands still.
+  ASSERT_TRUE(copier_->wait_layers(1, 2, 60s, reinterpret_cast<std::uint64_t>(model)).ok());
+  EXPECT_EQ(fake_cuda::state().copies_done, 0);
+  std::string differs = "not run";
+  fake_cuda::enqueue(model, kDevice, [&] {
+    for (const std::size_t s : {0, 1})
+      for (const std::int64_t layer : {0, 1}) expect_loaded(s, layer);
+    differs = paged_->compare();
+  });
+  ASSERT_TRUE(fake_cuda::wait_until([](const auto& s) { return s.streams_waiting >= 2; })) << "the copier's and the model's";
+  EXPECT_EQ(differs, "not run");
+  gate.open();
+  fake_cuda::synchronize(model, kDevice);
+  EXPECT_EQ(differs, "");
+  EXPECT_TRUE(only_result(1).ok);
+  fake_cuda::destroy_stream(model);
+}
+
+TEST_F(CudaCopier, AnErrorOfAJobLayerByLayerIsToldToWhoWaitsForIt) {
+  ASSERT_TRUE(copier_->submit(layered_job(1, {0})).ok());  // makes the events of its layers
+  ASSERT_TRUE(only_result(1).ok);
+  for (const std::string call : {"cudaEventRecord", "cudaStreamWaitEvent", "cudaMemcpyAsync"}) {
+    fake_cuda::reset();
+    ASSERT_TRUE(copier_->submit(layered_job(2, {0})).ok());
+    ASSERT_TRUE(only_result(2).ok);
+    const int times = fake_cuda::calls(call);
+    for (int nth = 1; nth <= times; ++nth) {
+      SCOPED_TRACE(call + " call " + std::to_string(nth));
+      fake_cuda::reset();
+      fake_cuda::fail(call, nth, cudaErrorMemoryAllocation);
+      ASSERT_TRUE(copier_->submit(layered_job(3, {0})).ok());
+      const CopyDone done = only_result(3);
+      EXPECT_EQ(done.message, call + ": out of memory (2)");
+      EXPECT_EQ(copier_->wait_layers(3, 1, 60s, 0).message(), "job 3 failed: " + call + ": out of memory (2)");
+    }
+  }
+  ASSERT_GE(fake_cuda::calls("cudaMemcpyAsync"), 1);
+
+  // Events of layers that cannot be made.
+  auto made = backend_->make(paged_->layout(), slot_, arena_->base(), arena_->bytes(), case_.options);
+  ASSERT_TRUE(made.ok());
+  copier_ = std::move(made).value();
+  fake_cuda::reset();
+  fake_cuda::fail("cudaEventCreateWithFlags", 2, cudaErrorMemoryAllocation);
+  ASSERT_TRUE(copier_->submit(layered_job(4, {0})).ok());
+  EXPECT_EQ(copier_->wait_layers(4, 1, 60s, 0).message(), "job 4 failed: cudaEventCreateWithFlags: out of memory (2)");
+  EXPECT_FALSE(only_result(4).ok);
+  EXPECT_GE(loads_done(arena_->image(0), 1), 1u);
+
+  // The waiting itself, while the job is under way.
+  Gate gate(engine_, kDevice);
+  CopyJob load = layered_job(5, {0});
+  load.stream = reinterpret_cast<std::uint64_t>(engine_);
+  ASSERT_TRUE(copier_->submit(load).ok());
+  ASSERT_TRUE(copier_->wait_layers(5, 0, 60s, 0).ok());
+  ASSERT_TRUE(copier_->wait_layers(5, 2, 60s, reinterpret_cast<std::uint64_t>(engine_)).ok());
+  fake_cuda::fail("cudaStreamWaitEvent", 1, cudaErrorInvalidValue);
+  EXPECT_EQ(copier_->wait_layers(5, 2, 60s, 0).to_string(), "io_error: cudaStreamWaitEvent: invalid argument (1)");
+  EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+  gate.open();
+  EXPECT_TRUE(only_result(5).ok);
+}
+
 // Every call a job makes, made to fail once, for each time the job makes it.
 TEST_F(CudaCopier, AnErrorOfAnyCallFailsTheJobAndPublishesNothing) {
   const char* const calls[] = {"cudaGetDevice",   "cudaSetDevice",  "cudaEventRecord",     "cudaStreamWaitEvent",

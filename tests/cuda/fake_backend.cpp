@@ -20,6 +20,7 @@ class FakeCudaBackend final : public Backend {
   }
   void upload(std::byte* to, const std::byte* from, std::size_t bytes) override { std::memcpy(to, from, bytes); }
   void download(std::byte* to, const std::byte* from, std::size_t bytes) override { std::memcpy(to, from, bytes); }
+  void synchronize() override { fake_cuda::synchronize(nullptr, 1); }
   Result<std::unique_ptr<PagedCopier>> make(const PagedKvLayout& paged, const SlotLayout& slot, std::byte* arena,
                                             std::uint64_t arena_bytes, const CopierOptions& options) override {
     return make_cuda_copier(paged, slot, arena, arena_bytes, options, 1);

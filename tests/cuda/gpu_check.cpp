@@ -71,6 +71,7 @@ class GpuBackend final : public copier_suite::Backend {
   void download(std::byte* to, const std::byte* from, std::size_t bytes) override {
     CHECK_CUDA(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost));
   }
+  void synchronize() override { CHECK_CUDA(cudaStreamSynchronize(nullptr)); }
   Result<std::unique_ptr<PagedCopier>> make(const PagedKvLayout& paged, const SlotLayout& slot, std::byte* arena,
                                             std::uint64_t arena_bytes, const CopierOptions& options) override {
     return make_cuda_copier(paged, slot, arena, arena_bytes, options, kDevice);

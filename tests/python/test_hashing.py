@@ -232,6 +232,41 @@ def test_one_hasher_in_many_threads(hasher: native.ChunkHasher) -> None:
     assert not wrong
 
 
+def step_by_definition(parent: bytes, tokens: list[int], extra: bytes = b"") -> bytes:
+    message = parent + struct.pack(f"<{len(tokens)}i", *tokens) + extra + struct.pack("<II", len(tokens), len(extra))
+    return hashlib.sha256(message).digest()
+
+
+@pytest.mark.parametrize("count", [0, 1, CHUNK - 1, CHUNK, 5 * CHUNK + 3])
+def test_step_is_the_documented_message(hasher: native.ChunkHasher, count: int) -> None:
+    tokens = some_tokens(count)
+    parent = hashlib.sha256(b"parent").digest()
+    for given in (tokens, tuple(tokens), np.array(tokens, np.int32), np.array(tokens, np.int64), array.array("i", tokens)):
+        assert hasher.step(parent, given) == step_by_definition(parent, tokens)
+    assert hasher.step(parent, tokens, b"salt") == hasher.step(parent, tokens, extra=b"salt")
+    assert hasher.step(parent, tokens, b"salt") == step_by_definition(parent, tokens, b"salt")
+
+
+def test_step_continues_what_hash_began(hasher: native.ChunkHasher) -> None:
+    tokens = some_tokens(3 * CHUNK)
+    keys = hasher.hash(tokens)
+    assert hasher.step(hasher.root, tokens[:CHUNK]) == keys[0]
+    assert hasher.step(keys[1], tokens[2 * CHUNK :]) == keys[2]
+
+
+def test_wrong_arguments_of_step(hasher: native.ChunkHasher) -> None:
+    with pytest.raises(native.InvalidArgument, match="parent: 32 bytes expected, got 3"):
+        hasher.step(b"abc", [1])
+    with pytest.raises(native.InvalidArgument, match=r"tokens: .* got NoneType"):
+        hasher.step(hasher.root, None)  # type: ignore[arg-type]
+    with pytest.raises(native.InvalidArgument, match=r"tokens\[1\].* 2147483648"):
+        hasher.step(hasher.root, [1, 2**31])
+    with pytest.raises(native.InvalidArgument, match=r"tokens\[1\] is 2147483648"):
+        hasher.step(hasher.root, np.array([1, 2**31]))
+    with pytest.raises(TypeError):
+        hasher.step(hasher.root, [1], "salt")  # type: ignore[arg-type]
+
+
 def test_key_deriver() -> None:
     deriver = native.KeyDeriver(NAMESPACE)
     engine_keys = [b"", b"x", bytes(36), bytes(range(256))]

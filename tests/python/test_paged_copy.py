@@ -103,6 +103,59 @@ def test_opaque_pages_round_trip(store: native.Store, namespace: bytes) -> None:
         assert not new[[0, 5, 7, 8, 9, 10, 11]].any()
 
 
+def test_cancelled_jobs_end_once_and_leave_no_quarantine(store: native.Store, namespace: bytes) -> None:
+    pages, paged = opaque_pages(1 << 18)
+    slot = native.SlotLayout.make(paged, 1)
+    copier = native.PagedCopier.host(store, paged, slot, owner=pages)
+    keys = [b"a", b"b", b"c", b"d"]
+    lease = store.reserve_engine_keys(namespace, keys, slot.rank_bytes, for_worker=True)
+    offsets, generations = lease.slot_offsets(), lease.generations()
+    for job in range(4):
+        copier.submit(job, "store", offsets[job : job + 1], generations[job : job + 1], None, [1], [0], [job])
+    assert copier.cancel([0, 1, 2, 3, 99]) is None
+    copier.cancel(np.array([3], np.uint64))
+    copier.wait([0, 1, 2, 3], 60.0)
+    done = {d.id: d for d in copier.poll()}
+    assert sorted(done) == [0, 1, 2, 3]
+    for d in done.values():  # those that were being copied ended well
+        assert d.ok or (d.message == "item 0: cancelled" and d.bytes == 0 and d.failed_items == [0])
+    assert lease.commit() == sum(d.ok for d in done.values())
+    assert store.stats()["host_quarantined_slots"] == 0
+    with pytest.raises(native.InvalidArgument, match=r"ids: .* got int"):
+        copier.cancel(1)  # type: ignore[arg-type]
+
+
+def test_layer_by_layer(store: native.Store, namespace: bytes) -> None:
+    pages, paged = opaque_pages()
+    slot = native.SlotLayout.make(paged, 2)
+    copier = native.PagedCopier.host(store, paged, slot, owner=pages)
+    keys = [b"a", b"b"]
+    lease = store.reserve_engine_keys(namespace, keys, slot.rank_bytes, for_worker=True)
+    at = (lease.slot_offsets(), lease.generations(), None, [2, 2], [0, 2])
+    with pytest.raises(native.InvalidArgument, match="job 1: layer_by_layer is for loads"):
+        copier.submit(1, "store", *at, [5, 0, 7, 2], layer_by_layer=True)
+    copier.submit(1, "store", *at, [5, 0, 7, 2])
+    assert finish(copier, 1).ok
+    assert lease.commit() == 2
+    with store.acquire(namespace, native.KeyDeriver(namespace).derive_all(keys)):
+        copier.submit(2, "load", *at, [1, 3, 4, 6], layer_by_layer=True)
+        for layers in range(LAYERS + 1):
+            copier.wait_layers(2, layers)
+            for page in pages[:layers]:
+                assert (page[[1, 3, 4, 6]] == page[[5, 0, 7, 2]]).all()
+        assert finish(copier, 2).ok
+        copier.wait_layers(2, LAYERS, timeout_s=0.0, stream=0)
+        with pytest.raises(native.InvalidArgument, match="layers is 4, must be at most 3"):
+            copier.wait_layers(2, LAYERS + 1)
+        with pytest.raises(native.NotFound, match="job 3"):
+            copier.wait_layers(3, 1)
+        wrong = [generation + 1 for generation in at[1]]
+        copier.submit(4, "load", at[0], wrong, None, [2, 2], [0, 2], [1, 3, 4, 6], layer_by_layer=True)
+        with pytest.raises(native.Aborted, match=r"job 4 failed: .*the slot was handed out anew"):
+            copier.wait_layers(4, 1)
+        assert not finish(copier, 4).ok
+
+
 def test_strided_tokens_round_trip(store: native.Store, namespace: bytes) -> None:
     pages, paged = strided_pages()
     slot = native.SlotLayout.make(paged, CHUNK_TOKENS)

@@ -134,6 +134,23 @@ def test_a_full_store_evicts_the_oldest(store: native.Store) -> None:
     assert stats["evicted_chunks"] > 0
 
 
+@pytest.mark.parametrize(("policy", "kept"), [("LRU", "hit"), ("lfu", "hit"), ("FIFO", "last"), ("MRU", "first")])
+def test_what_a_full_store_keeps(make_store: StoreMaker, policy: str, kept: str) -> None:
+    store = make_store(cache_policy=policy)
+    data = bytes(MIB - 8192)
+    store.put(b"hit", data)
+    store.put(b"first", data)
+    for i in range(40):
+        if policy != "MRU":
+            assert store.get(b"hit") is not None or policy == "FIFO"
+        assert store.put(b"%d" % i, data)
+    store.put(b"last", data)
+    present = {name for name in ("hit", "first", "last") if store.get(name.encode()) is not None}
+    assert kept in present
+    assert "first" not in present or policy == "MRU"
+    assert "hit" not in present or policy != "FIFO"
+
+
 def test_put_is_refused_while_everything_is_pinned(store: native.Store) -> None:
     data = noise(MIB)
     pins = []
@@ -277,6 +294,31 @@ def test_request_acquire(store: native.Store, namespace: bytes) -> None:
     assert store.stats()["host_pinned_slots"] == 0
 
 
+def test_lookup_prefix_and_its_sources(make_store: StoreMaker, nvme_options: dict[str, Any], namespace: bytes) -> None:
+    engine_keys = [engine_key(i) for i in range(6)]
+    store = make_store(**nvme_options)
+    publish(store, namespace, engine_keys[:4], b"payload")
+    store.close()
+    store = make_store(**nvme_options)
+    publish(store, namespace, engine_keys[4:5], b"payload")
+    keys = native.KeyDeriver(namespace).derive_all(engine_keys)
+    order = [keys[i] for i in (4, 0, 1, 2, 3, 5)]
+    request = store.begin_request(namespace)
+    assert request.count_sources(keys) == (0, 0)
+    assert request.lookup_prefix(keys[:0]) == (0, Presence.HIT)
+    assert request.lookup_prefix(order) == (1, Presence.RETRY)
+    assert request.prefetch(keys[:4]) == 4
+    while request.lookup_prefix(order) != (5, Presence.MISS):
+        readable, _, _ = select.select([store.event_fd], [], [], 30.0)
+        assert readable, "no promotion ended in 30 s"
+    assert store.stats()["host_pinned_slots"] == 5
+    assert request.lookup_prefix(keys) == request.lookup_prefix(tuple(keys)) == (5, Presence.MISS)
+    assert request.lookup_prefix(keys[1:5]) == (4, Presence.HIT)
+    assert request.lookup_prefix(keys[5:]) == (0, Presence.MISS)
+    assert request.count_sources(keys) == request.count_sources(order) == (1, 4)
+    assert request.count_sources(keys[3:5]) == (1, 1)
+
+
 def test_an_ended_request(store: native.Store, namespace: bytes) -> None:
     request = store.begin_request(namespace)
     assert store.stats()["requests"] == 1
@@ -288,6 +330,8 @@ def test_an_ended_request(store: native.Store, namespace: bytes) -> None:
         lambda: request.lookup_key(bytes(32)),
         lambda: request.source(b"k"),
         lambda: request.source_key(bytes(32)),
+        lambda: request.lookup_prefix([bytes(32)]),
+        lambda: request.count_sources([bytes(32)]),
         lambda: request.prefetch([bytes(32)]),
         lambda: request.acquire([bytes(32)]),
         lambda: request.acquire_engine_keys([b"k"]),
@@ -379,16 +423,36 @@ def test_stats_are_whole(store: native.Store) -> None:
         ({"rank_count": 0}, "rank_count"),
         ({"rank_count": 65}, "rank_count"),
         ({"io_engine": "windmill"}, "windmill"),
-        ({"cache_policy": "FANCY"}, "FANCY"),
+        ({"cache_policy": "FANCY"}, '"FANCY", which is not known; available: "LRU", "LFU", "FIFO", "MRU"'),
         ({"nvme_bytes": 0}, "nvme_bytes"),
         ({"nvme_bytes": MIB}, "too small"),
         ({"lock_wait_s": -1.0}, "lock_wait_s: seconds >= 0 expected, got -1"),
         ({"request_ttl_s": math.nan}, "request_ttl_s: seconds >= 0 expected, got nan"),
+        ({"numa_nodes": 0}, "numa_nodes: .* got int"),
+        ({"numa_nodes": None}, "numa_nodes: .* got NoneType"),
+        ({"numa_nodes": [2**31]}, r"numa_nodes\[0\]: -2147483648\.\.2147483647 expected, got 2147483648"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str, nvme_options: dict[str, Any]) -> None:
     with pytest.raises(native.InvalidArgument, match=message):
         native.Store(**{"host_bytes": 16 * MIB, **nvme_options, **options})
+
+
+def test_numa_nodes_and_hugetlb(make_store: StoreMaker) -> None:
+    try:
+        store = make_store(numa_nodes=[0])
+    except native.Unavailable as error:
+        pytest.skip(str(error))
+    assert store.put(b"k", b"payload")
+    with pytest.raises(native.InvalidArgument, match=r"numa_nodes\[1\] is 1023, must be a node .*: 0"):
+        make_store(numa_nodes=(0, 1023))
+    pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+    free = int((pool / "free_hugepages").read_text()) - int((pool / "resv_hugepages").read_text())
+    if free >= 8:
+        assert make_store(hugetlb=True).put(b"k", b"payload")
+    else:
+        with pytest.raises(native.ResourceExhausted, match=r"needs 8 huge pages of 2 MiB, .*vm\.nr_hugepages="):
+            make_store(hugetlb=True)
 
 
 def test_unknown_options_are_a_type_error() -> None:

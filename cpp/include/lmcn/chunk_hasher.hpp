@@ -40,8 +40,10 @@ class ChunkHasher {
   Status hash(std::span<const std::int64_t> tokens, std::span<const std::string_view> extra, const ChunkKey* parent,
               std::vector<ChunkKey>& out) const;
 
-  /// One step of the chain, any number of tokens (a partial tail chunk has its own key by its token count).
+  /// One step of the chain, any number of tokens (a partial tail chunk has its own key by its token count). int64 tokens give the
+  /// same key; a value outside int32 is kInvalidArgument naming its position.
   ChunkKey step(const ChunkKey& parent, std::span<const std::int32_t> tokens, std::string_view extra) const noexcept;
+  Result<ChunkKey> step(const ChunkKey& parent, std::span<const std::int64_t> tokens, std::string_view extra) const;
 
  private:
   ChunkHasher(const ChunkKey& root, std::uint32_t chunk_tokens) : root_(root), chunk_tokens_(chunk_tokens) {}

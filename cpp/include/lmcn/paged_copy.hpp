@@ -33,6 +33,7 @@ struct CopyJob {
   std::vector<CopyItem> items = {};
   std::vector<std::int64_t> block_ids = {};  // engine block numbers; range-checked against num_blocks
   std::uint64_t stream = 0;                  // CUDA: the engine's cudaStream_t to order after (0: legacy default); host: ignored
+  bool layer_by_layer = false;               // scatter only: layer after layer of all items, for wait_layers()
 };
 
 struct CopyDone {
@@ -51,12 +52,25 @@ struct CopyDone {
 class PagedCopier {
  public:
   virtual ~PagedCopier() = default;  // waits for jobs under way
-  /// kInvalidArgument (nothing is copied): block id, token range or slot offset out of bounds; duplicate id.
+  /// kInvalidArgument (nothing is copied): block id, token range or slot offset out of bounds; duplicate id; a gather layer by
+  /// layer.
   virtual Status submit(CopyJob job) = 0;
   /// Jobs that ended since the last call; each exactly once.
   virtual std::vector<CopyDone> poll() = 0;
   /// Waits until none of `ids` is under way (unknown ids count as ended). Results still come through poll().
   virtual Status wait(std::span<const std::uint64_t> ids, std::chrono::milliseconds timeout) = 0;
+  /// For a job that was submitted with layer_by_layer: the leading `layers` layers of all its items are in place.
+  /// Host: waits for that. CUDA: makes `stream` (a cudaStream_t; 0: legacy default) wait for it, and this thread only until the
+  /// copies of these layers have been handed to the device, which takes as long as they do where the arena is not registered with
+  /// CUDA. kOk also for a job that ended well, kAborted for one that failed, even when only later layers did: its result says more,
+  /// and it may still be writing until it is polled. (Of ended jobs the last 1024 that were layer by layer are known.)
+  /// kOk is of the bytes alone: whether the slots stayed theirs is checked once more at the end, and is in the job's result.
+  /// kDeadlineExceeded. kNotFound: no such job. kInvalidArgument: not layer by layer, or more layers than there are.
+  virtual Status wait_layers(std::uint64_t id, std::uint32_t layers, std::chrono::milliseconds timeout, std::uint64_t stream) = 0;
+  /// Makes these jobs end soon (unknown and ended ids are ignored) and returns at once: items not yet started, or on a CUDA device
+  /// not yet submitted to the stream, fail with "cancelled" in the job's message; what was started runs to its end. A job still
+  /// ends once, through poll(), and its slots get their words as those of any failed job. ok, when nothing was left to cancel.
+  virtual void cancel(std::span<const std::uint64_t> ids) = 0;
   /// "host" | "cuda-memcpy"
   virtual std::string name() const = 0;
 };

@@ -29,10 +29,19 @@ struct StoreOptions {
   std::uint64_t nvme_bytes = 0;         // hard limit of the directory; required with directory
   std::uint64_t region_bytes = 0;       // 0: chosen from nvme_bytes (256 MiB when there is room)
   std::string io_engine = "auto";       // auto | io_uring | threads
+  /// Which chunk leaves host memory first: "LRU" least recently used, "LFU" least frequently (counts age), "FIFO" stored first,
+  /// "MRU" most recently used. Any case of letters.
   std::string cache_policy = "LRU";
   bool fail_when_locked = false;  // false: run without NVMe, nvme_warning() says why
   std::chrono::milliseconds lock_wait{10'000};
   unsigned populate_threads = 2;
+  /// NUMA nodes the arena's pages come from. Empty: the kernel's choice. One: that node while it has memory, else another
+  /// (MPOL_PREFERRED: with MPOL_BIND a full node would kill the process). Several: they take turns (MPOL_INTERLEAVE).
+  /// kInvalidArgument names a node that does not exist or is not allowed here.
+  std::vector<int> numa_nodes;
+  /// The arena must be of reserved huge pages (hugetlb): kResourceExhausted says how many to reserve in /proc/sys/vm/nr_hugepages.
+  /// false: they are used when they are there, else ordinary memory, made huge in the background.
+  bool hugetlb = false;
   std::chrono::milliseconds promotion_deadline{10'000};  // default of RequestOptions
   std::uint64_t promotion_budget_bytes = 0;              // per request; 0: half of host_bytes
   std::chrono::milliseconds request_ttl{30'000};         // a request that is not looked up for so long loses its pins
@@ -57,6 +66,15 @@ struct PrefixHit {
   std::uint32_t hit = 0;   // leading keys present in any tier
   std::uint32_t host = 0;  // of those, in host memory
   std::uint32_t nvme = 0;  // of those, only on NVMe
+};
+
+struct PrefixPresence {
+  std::uint32_t hits = 0;          // leading keys that are kHit
+  Presence next = Presence::kHit;  // of the first key that is not; kHit when all are
+};
+
+struct SourceCount {
+  std::uint32_t host = 0, nvme = 0;
 };
 
 class TieredStore;
@@ -131,11 +149,16 @@ class Request {
   /// A key refused once (budget, deadline, failed read) stays kMiss for this request unless it is stored anew.
   virtual Presence lookup(std::span<const std::byte> engine_key) = 0;
   virtual Presence lookup(const ChunkKey& key) = 0;
+  /// The leading keys that are hits now, each looked up and pinned as by lookup(key), with the memo: 16,000 memoised hits cost
+  /// about 0.1 ms. Stops at the first that is no hit; that one has been looked up too, so its promotion has started.
+  virtual PrefixPresence lookup_prefix(std::span<const ChunkKey> keys) = 0;
   /// Starts promotion of all leading keys within the budget; returns the length of that prefix (what may become a hit).
   virtual std::uint32_t prefetch(std::span<const ChunkKey> keys) = 0;
   /// Tier that the last kHit of `key` came from in this request (kNvme after a promotion).
   virtual Tier source(std::span<const std::byte> engine_key) = 0;
   virtual Tier source(const ChunkKey& key) = 0;
+  /// How many of `keys` have which tier as their source(); keys that never were a hit count nowhere.
+  virtual SourceCount count_sources(std::span<const ChunkKey> keys) = 0;
   /// Lease of keys that are all hits now. `for_worker`: the slots count as busy until every rank's scatter has ended, even
   /// when the lease is dropped before. kNotFound names the first key that is not in host memory.
   virtual Result<ReadLease> acquire(std::span<const ChunkKey> keys, bool for_worker) = 0;

@@ -59,6 +59,7 @@ Result<CopyGeometry> CopyGeometry::make(const PagedKvLayout& paged, const SlotLa
   geometry.arena_bytes_ = arena_bytes;
   for (std::size_t l = 0; l < paged.layers.size(); ++l) {
     const PagedLayer& layer = paged.layers[l];
+    geometry.first_plane_.push_back(geometry.planes_.size());
     for (std::size_t p = 0; p < layer.planes.size(); ++p) {
       const PlaneStrides& s = layer.planes[p];
       PlaneGeometry plane{
@@ -74,10 +75,19 @@ Result<CopyGeometry> CopyGeometry::make(const PagedKvLayout& paged, const SlotLa
       geometry.planes_.push_back(plane);
     }
   }
+  geometry.first_plane_.push_back(geometry.planes_.size());
   return geometry;
 }
 
+Status CopyGeometry::check_layers(std::uint32_t layers) const {
+  if (layers <= this->layers()) return {};
+  return {Code::kInvalidArgument, "layers is " + std::to_string(layers) + ", must be at most " + std::to_string(this->layers())};
+}
+
 Status CopyGeometry::check_job(const CopyJob& job) const {
+  if (job.layer_by_layer && job.direction != CopyDirection::kScatter) {
+    return {Code::kInvalidArgument, "job " + std::to_string(job.id) + ": layer_by_layer is for loads, this is a store"};
+  }
   for (std::size_t i = 0; i < job.block_ids.size(); ++i) {
     const std::int64_t id = job.block_ids[i];
     if (id < 0 || id >= counts_.num_blocks) {

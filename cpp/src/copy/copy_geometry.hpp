@@ -23,6 +23,11 @@ class CopyGeometry {
   const PageCounts& counts() const noexcept { return counts_; }
   /// [layer][plane], in slot order.
   const std::vector<PlaneGeometry>& planes() const noexcept { return planes_; }
+  std::size_t layers() const noexcept { return first_plane_.size() - 1; }
+  /// Planes of layer l: [first_plane(l), first_plane(l + 1)).
+  std::size_t first_plane(std::size_t layer) const noexcept { return first_plane_[layer]; }
+  /// kInvalidArgument: more than layers().
+  Status check_layers(std::uint32_t layers) const;
   std::uint32_t rank() const noexcept { return rank_; }
   std::uint64_t rank_bytes() const noexcept { return rank_bytes_; }
   std::byte* image(const CopyItem& item) const noexcept { return arena_base_ + item.slot_offset; }
@@ -44,6 +49,7 @@ class CopyGeometry {
 
   PageCounts counts_;
   std::vector<PlaneGeometry> planes_;
+  std::vector<std::size_t> first_plane_;  // of each layer, and one past the last plane
   std::int64_t chunk_tokens_ = 0;
   std::uint64_t rank_bytes_ = 0;
   std::uint32_t rank_ = 0;

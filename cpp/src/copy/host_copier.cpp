@@ -1,7 +1,9 @@
-// Host implementation: worker threads that take units (an item, or a range of an item's planes) from a queue of jobs.
+// Host implementation: worker threads that take units (an item, or a range of an item's planes) from a queue of jobs. The units of
+// a job layer by layer are (layer, item), all items of a layer before the next layer.
 //
 // Invariant: a unit is taken by one thread, once, in order of submission; the thread that ends a job's last unit writes the rank
-// words and reports the job. All shared state is under mutex_; bytes move and words are written outside it.
+// words and reports the job. All shared state is under mutex_; bytes move and words are written outside it. The units of a
+// cancelled job are taken as any others, but copy nothing.
 #include <algorithm>
 #include <condition_variable>
 #include <deque>
@@ -9,9 +11,11 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "base/seq_points.hpp"
 #include "copy/byte_copy.hpp"
 #include "copy/copy_geometry.hpp"
 #include "copy/job_board.hpp"
@@ -32,11 +36,17 @@ struct HostJob {
   CopyJob job;  // outcome points into it
   JobOutcome outcome;
   bool non_temporal = false;
-  std::size_t slices = 1;       // per item
+  std::size_t slices = 1;       // per item; of a job layer by layer: its layers
   std::size_t units = 0;        // items * slices
   std::size_t next_unit = 0;    // under mutex_
   std::size_t ended_units = 0;  // under mutex_
-  Clock::time_point started{};  // when the first unit was taken
+  bool cancelled = false;       // under mutex_
+  bool ended = false;           // under mutex_; reported to the board
+  // Of a job layer by layer, under mutex_.
+  std::vector<std::size_t> units_left;  // per layer
+  std::uint32_t layers_done = 0;        // leading ones
+  Status failure;                       // the first
+  Clock::time_point started{};          // when the first unit was taken
 };
 
 class HostCopier final : public PagedCopier {
@@ -60,19 +70,44 @@ class HostCopier final : public PagedCopier {
     auto accepted = std::make_shared<HostJob>(geometry_, std::move(job));
     const std::uint64_t bytes = geometry_.job_bytes(accepted->job);
     accepted->non_temporal = options_.non_temporal_bytes >= 0 && bytes >= static_cast<std::uint64_t>(options_.non_temporal_bytes);
-    accepted->slices = slices_for(accepted->job.items.size(), bytes);
-    accepted->units = accepted->job.items.size() * accepted->slices;
+    const std::size_t items = accepted->job.items.size();
+    const bool layered = accepted->job.layer_by_layer;
+    accepted->slices = layered ? geometry_.layers() : slices_for(items, bytes);
+    accepted->units = items * accepted->slices;
+    if (layered) accepted->units_left.assign(geometry_.layers(), items);
     LMCN_RETURN_IF_ERROR(board_.begin(accepted->job.id));
     if (accepted->units == 0) {
-      board_.end(std::move(accepted->outcome).done(0));
+      board_.end(std::move(accepted->outcome).done(0), layered);
       return {};
     }
     {
       std::lock_guard lock(mutex_);
+      jobs_.insert_or_assign(accepted->job.id, accepted);
       queue_.push_back(std::move(accepted));
     }
     work_.notify_all();
     return {};
+  }
+
+  Status wait_layers(std::uint64_t id, std::uint32_t layers, std::chrono::milliseconds timeout, std::uint64_t) override {
+    LMCN_RETURN_IF_ERROR(geometry_.check_layers(layers));
+    std::unique_lock lock(mutex_);
+    if (const auto found = jobs_.find(id); found != jobs_.end() && found->second->job.layer_by_layer) {
+      const std::shared_ptr<HostJob> job = found->second;
+      const auto known = [&] { return job->ended || !job->failure.ok() || job->layers_done >= layers; };
+      if (!progress_.wait_for(lock, std::min(timeout, kLongestWait), known)) return layers_deadline(id, layers, timeout);
+      if (!job->failure.ok()) return job->failure;
+      if (job->layers_done >= layers) return {};
+    }
+    lock.unlock();
+    return board_.ended(id);
+  }
+
+  void cancel(std::span<const std::uint64_t> ids) override {
+    std::lock_guard lock(mutex_);
+    for (const std::uint64_t id : ids) {
+      if (const auto found = jobs_.find(id); found != jobs_.end()) found->second->cancelled = true;
+    }
   }
 
   std::vector<CopyDone> poll() override { return board_.poll(); }
@@ -94,25 +129,57 @@ class HostCopier final : public PagedCopier {
       const std::size_t unit = job->next_unit++;
       if (unit == 0) job->started = Clock::now();
       if (job->next_unit == job->units) queue_.pop_front();
-      lock.unlock();
-      const Status status = copy_unit(*job, unit);
-      lock.lock();
-      if (!status.ok()) job->outcome.fail_item(unit / job->slices, status);
+      Status status = JobOutcome::cancelled();
+      if (!job->cancelled) {
+        lock.unlock();
+        status = copy_unit(*job, unit);
+        lock.lock();
+      }
+      if (!status.ok()) job->outcome.fail_item(item_of(*job, unit), status);
+      if (job->job.layer_by_layer) note_layer(*job, unit, status);
       if (++job->ended_units < job->units) continue;
       lock.unlock();
       finish(*job);
       lock.lock();
+      job->ended = true;
+      // Since it was reported, its id may have been given to another job.
+      if (const auto found = jobs_.find(job->job.id); found != jobs_.end() && found->second == job) jobs_.erase(found);
+      if (job->job.layer_by_layer) progress_.notify_all();
     }
   }
 
-  Status copy_unit(const HostJob& job, std::size_t unit) const {
-    const CopyItem& item = job.job.items[unit / job.slices];
-    LMCN_RETURN_IF_ERROR(JobOutcome::check_slot(geometry_, item));
+  static std::size_t item_of(const HostJob& job, std::size_t unit) {
+    return job.job.layer_by_layer ? unit % job.job.items.size() : unit / job.slices;
+  }
+
+  std::pair<std::size_t, std::size_t> planes_of(const HostJob& job, std::size_t unit) const {
+    if (job.job.layer_by_layer) {
+      const std::size_t layer = unit / job.job.items.size();
+      return {geometry_.first_plane(layer), geometry_.first_plane(layer + 1)};
+    }
     const std::size_t slice = unit % job.slices, planes = geometry_.planes().size();
+    return {planes * slice / job.slices, planes * (slice + 1) / job.slices};
+  }
+
+  // mutex_ held; `unit` has ended.
+  void note_layer(HostJob& job, std::size_t unit, const Status& status) {
+    const bool failed = !status.ok() && job.failure.ok();
+    if (failed) job.failure = JobOutcome::job_failed(job.job, status);
+    const std::uint32_t before = job.layers_done;
+    --job.units_left[unit / job.job.items.size()];
+    while (job.layers_done < job.units_left.size() && job.units_left[job.layers_done] == 0) ++job.layers_done;
+    if (failed || job.layers_done != before) progress_.notify_all();
+  }
+
+  Status copy_unit(const HostJob& job, std::size_t unit) const {
+    const CopyItem& item = job.job.items[item_of(job, unit)];
+    LMCN_RETURN_IF_ERROR(JobOutcome::check_slot(geometry_, item));
+    LMCN_SEQ_POINT("copier.before_unit");
+    const auto [from, to] = planes_of(job, unit);
     std::byte* const part = geometry_.rank_part(item);
     const bool non_temporal = job.non_temporal && job.job.direction == CopyDirection::kGather;
-    geometry_.for_each_run(job.job, item, planes * slice / job.slices, planes * (slice + 1) / job.slices,
-                           [&](const RunGroup& group) { copy_group(group, part, job.job.direction, non_temporal); });
+    const auto copy = [&](const RunGroup& group) { copy_group(group, part, job.job.direction, non_temporal); };
+    geometry_.for_each_run(job.job, item, from, to, copy);
     if (non_temporal) fence_non_temporal();
     return {};
   }
@@ -120,7 +187,7 @@ class HostCopier final : public PagedCopier {
   void finish(HostJob& job) {
     job.outcome.write_words();
     const double seconds = std::chrono::duration<double>(Clock::now() - job.started).count();
-    board_.end(std::move(job.outcome).done(seconds));
+    board_.end(std::move(job.outcome).done(seconds), job.job.layer_by_layer);
   }
 
   const CopyGeometry geometry_;
@@ -129,7 +196,9 @@ class HostCopier final : public PagedCopier {
 
   std::mutex mutex_;
   std::condition_variable work_;
-  std::deque<std::shared_ptr<HostJob>> queue_;
+  std::condition_variable progress_;                                  // of jobs layer by layer
+  std::deque<std::shared_ptr<HostJob>> queue_;                        // with units to take
+  std::unordered_map<std::uint64_t, std::shared_ptr<HostJob>> jobs_;  // that have not ended
   bool stop_ = false;
   std::vector<std::thread> threads_;  // last: they use all of the above
 };

@@ -4,9 +4,11 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <mutex>
 #include <span>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "lmcn/paged_copy.hpp"
@@ -14,20 +16,30 @@
 
 namespace lmcn {
 
+/// Far enough, and safe to add to a time point.
+inline constexpr std::chrono::milliseconds kLongestWait = std::chrono::hours(24 * 365);
+
 class JobBoard {
  public:
   /// kInvalidArgument: a job with this id is under way.
   Status begin(std::uint64_t id);
   /// REQUIRES: begin(done.id) and not ended yet. The job's result is visible to poll() before wait() returns.
-  void end(CopyDone done);
+  /// `remember`: for ended(), beyond poll().
+  void end(CopyDone done, bool remember = false);
   std::vector<CopyDone> poll();
   Status wait(std::span<const std::uint64_t> ids, std::chrono::milliseconds timeout);
+  /// How a job ended, if it is among the last kRemembered that were to be remembered: ok, or kAborted with its message.
+  /// kInvalidArgument: it is under way (a caller that asks here did not find it among its jobs layer by layer). kNotFound.
+  Status ended(std::uint64_t id);
 
  private:
+  static constexpr std::size_t kRemembered = 1024;
+
   std::mutex mutex_;
   std::condition_variable ended_;
   std::unordered_set<std::uint64_t> under_way_;
   std::vector<CopyDone> done_;
+  std::deque<std::pair<std::uint64_t, Status>> remembered_;  // the oldest first
 };
 
 }  // namespace lmcn

@@ -32,6 +32,15 @@ Status check_generation(const CopyGeometry& geometry, const CopyItem& item) {
 
 }  // namespace
 
+Status layers_deadline(std::uint64_t id, std::uint32_t layers, std::chrono::milliseconds timeout) {
+  return {Code::kDeadlineExceeded, "job " + std::to_string(id) + ": the first " + std::to_string(layers) +
+                                       " layers are not in place after " + std::to_string(timeout.count()) + " ms"};
+}
+
+Status JobOutcome::job_failed(const CopyJob& job, const Status& why) {
+  return {Code::kAborted, "job " + std::to_string(job.id) + " failed: " + why.message()};
+}
+
 JobOutcome::JobOutcome(const CopyGeometry& geometry, const CopyJob& job)
     : geometry_(&geometry), job_(&job), failed_(job.items.size(), false) {}
 

@@ -8,6 +8,7 @@
 //    slot then stays quarantined.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -17,6 +18,9 @@
 
 namespace lmcn {
 
+/// kDeadlineExceeded of PagedCopier::wait_layers().
+Status layers_deadline(std::uint64_t id, std::uint32_t layers, std::chrono::milliseconds timeout);
+
 class JobOutcome {
  public:
   /// REQUIRES: `job` passed geometry.check_job(); both outlive this.
@@ -24,6 +28,12 @@ class JobOutcome {
 
   /// Does the slot belong to this item, and has it room for this rank? Thread-safe. kAborted, kCorruption, kInvalidArgument.
   static Status check_slot(const CopyGeometry& geometry, const CopyItem& item);
+
+  /// Of the items that a cancelled job did not start.
+  static Status cancelled() { return {Code::kAborted, "cancelled"}; }
+
+  /// What wait_layers() answers of a job that failed.
+  static Status job_failed(const CopyJob& job, const Status& why);
 
   void fail_item(std::size_t index, const Status& why);
   void fail_all(const Status& why);

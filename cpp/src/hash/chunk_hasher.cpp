@@ -151,6 +151,11 @@ ChunkKey ChunkHasher::step(const ChunkKey& parent, std::span<const std::int32_t>
   return chain(parent, tokens, extra);
 }
 
+Result<ChunkKey> ChunkHasher::step(const ChunkKey& parent, std::span<const std::int64_t> tokens, std::string_view extra) const {
+  if (!narrowable(tokens)) return not_narrowable(tokens);
+  return chain(parent, tokens, extra);
+}
+
 ChunkKey KeyDeriver::derive(std::span<const std::byte> engine_key) const noexcept {
   Sha256 sha;
   sha.update(ns_.bytes.data(), ns_.bytes.size());

@@ -40,7 +40,7 @@ struct Entry {
 static_assert(sizeof(Entry) <= 64);
 
 /// Open addressing over the pool. Not thread-safe: the store's lock covers it. Pointers to entries stay valid until erase()
-/// (the pool grows in blocks). Memory per entry incl. table and LRU links <= 96 bytes at any load (bytes_per_entry(), tested).
+/// (the pool grows in blocks). Memory per entry incl. table and any policy's state <= 96 bytes at any load (tested).
 class ChunkIndex {
  public:
   ChunkIndex();

@@ -1,11 +1,11 @@
 #include "index/eviction_policy.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cctype>
 #include <string>
 
-#include "index/lru_policy.hpp"
+#include "index/lfu_policy.hpp"
+#include "index/list_policy.hpp"
 
 namespace lmcn {
 namespace {
@@ -16,16 +16,18 @@ std::string upper(std::string_view name) {
   return text;
 }
 
-constexpr std::array<std::string_view, 5> kLater = {"LFU", "FIFO", "S3-FIFO", "S3FIFO", "MRU"};
-
 }  // namespace
 
 Result<std::unique_ptr<EvictionPolicy>> make_eviction_policy(std::string_view name) {
   const std::string wanted = upper(name);
-  if (wanted == "LRU") return std::unique_ptr<EvictionPolicy>(std::make_unique<LruPolicy>());
-  const bool later = std::find(kLater.begin(), kLater.end(), wanted) != kLater.end();
-  return Status(Code::kInvalidArgument, "cache_policy is \"" + std::string(name) + "\", which " +
-                                            (later ? "is not yet available" : "is not known") + "; available: \"LRU\"");
+  std::unique_ptr<EvictionPolicy> policy;
+  if (wanted == "LRU") policy = std::make_unique<ListPolicy>(ListOrder::kLeastRecent);
+  if (wanted == "FIFO") policy = std::make_unique<ListPolicy>(ListOrder::kOldest);
+  if (wanted == "MRU") policy = std::make_unique<ListPolicy>(ListOrder::kMostRecent);
+  if (wanted == "LFU") policy = std::make_unique<LfuPolicy>();
+  if (policy) return policy;
+  return Status(Code::kInvalidArgument, "cache_policy is \"" + std::string(name) +
+                                            "\", which is not known; available: \"LRU\", \"LFU\", \"FIFO\", \"MRU\"");
 }
 
 }  // namespace lmcn

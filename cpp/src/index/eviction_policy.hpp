@@ -21,6 +21,9 @@ class EvictionPolicy {
   virtual void insert(EntryId id) = 0;  // became resident. REQUIRES: not resident
   virtual void access(EntryId id) = 0;  // was hit. REQUIRES: resident
   virtual void remove(EntryId id) = 0;  // evicted or dropped. REQUIRES: resident
+  /// Was busy when its turn to be evicted came: goes to the end of the eviction order, so that entries that stay busy cannot wall
+  /// off the others from scans of bounded length. REQUIRES: resident
+  virtual void postpone(EntryId id) = 0;
   /// First entry in eviction order for which `may_evict` holds (pinned and busy ones are passed over), or nullopt.
   /// Does not remove it; `may_evict` does not change the policy. Looks at `max_scan` entries at most, so that a fully pinned cache
   /// costs bounded time.
@@ -30,7 +33,7 @@ class EvictionPolicy {
   virtual std::string_view name() const = 0;
 };
 
-/// "LRU" in any case (others come with a later release): kInvalidArgument names what exists.
+/// "LRU", "LFU", "FIFO" or "MRU" (list_policy.hpp, lfu_policy.hpp), in any case of letters. kInvalidArgument names these.
 Result<std::unique_ptr<EvictionPolicy>> make_eviction_policy(std::string_view name);
 
 }  // namespace lmcn

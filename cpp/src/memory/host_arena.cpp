@@ -13,6 +13,7 @@
 #include <condition_variable>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -20,6 +21,7 @@
 #include "base/seq_points.hpp"
 #include "memory/arena_mapping.hpp"
 #include "memory/memory_limits.hpp"
+#include "memory/numa.hpp"
 #include "memory/unique_fd.hpp"
 
 namespace lmcn {
@@ -64,10 +66,22 @@ Result<Memory> make_memory(std::uint64_t bytes, unsigned flags) {
 }
 
 // Mapping reserves hugetlb pages: it fails here, and not with SIGBUS later, when too few are free.
-std::optional<Memory> try_hugetlb(std::uint64_t bytes) {
-  auto memory = make_memory(bytes, MFD_HUGETLB | MFD_HUGE_2MB);
-  if (!memory.ok()) return std::nullopt;
-  return std::move(*memory);
+Result<Memory> make_hugetlb(std::uint64_t bytes) {
+  return make_memory(bytes, MFD_HUGETLB | MFD_HUGE_2MB);
+}
+
+Status hugetlb_refused(std::uint64_t bytes, const Status& why) {
+  const HugePages pages = huge_pages_of_2mib();
+  const std::uint64_t needed = bytes / kHugePageBytes;
+  const std::string have = "host arena: hugetlb=true needs " + std::to_string(needed) + " huge pages of 2 MiB, " +
+                           std::to_string(pages.free) + " of " + std::to_string(pages.total) + " are free";
+  if (why.sys_errno() != ENOMEM && why.sys_errno() != ENOSPC)
+    return {Code::kUnavailable, have + "; " + why.message(), why.sys_errno()};
+  const std::uint64_t in_use = pages.total - pages.free;
+  return {Code::kResourceExhausted,
+          have + ": reserve them with `sysctl vm.nr_hugepages=" + std::to_string(in_use + needed) +
+              "` (/proc/sys/vm/nr_hugepages), early after boot, or set hugetlb=false",
+          why.sys_errno()};
 }
 
 Status check_available(std::uint64_t bytes) {
@@ -84,6 +98,7 @@ class MemfdArena final : public HostArena {
         base_(memory.base),
         bytes_(bytes),
         hugetlb_(memory.hugetlb),
+        nodes_(std::set<int>(options.numa_nodes.begin(), options.numa_nodes.end()).size()),
         collapse_(options.huge_pages && !hugetlb_) {}
 
   ~MemfdArena() override {
@@ -160,8 +175,10 @@ class MemfdArena final : public HostArena {
   // Collapsing fills holes with zeros itself, so one small page for each huge one is enough to start from (a tenth of the time
   // of populating all of them first). Whatever users wrote stays. false: not all of the step became huge.
   bool collapse(std::byte* at, std::uint64_t bytes) noexcept {
+    const std::uint64_t first_huge_page = static_cast<std::uint64_t>(at - base_) / kHugePageBytes;
     for (std::uint64_t i = 0; i < bytes; i += kHugePageBytes) {
-      if (!populate_write(at + i, kSmallPageBytes)) return false;
+      const std::uint64_t page = page_that_places_huge_page(first_huge_page + i / kHugePageBytes, nodes_);
+      if (!populate_write(at + i + page * kSmallPageBytes, kSmallPageBytes)) return false;
     }
     if (retry_madvise(at, bytes, MADV_COLLAPSE)) {
       huge_.fetch_add(bytes, std::memory_order_relaxed);
@@ -204,6 +221,7 @@ class MemfdArena final : public HostArena {
   std::byte* const base_;
   const std::uint64_t bytes_;
   const bool hugetlb_;
+  const std::uint64_t nodes_;  // how many different ones were asked for
   std::atomic<bool> collapse_;
   std::atomic<bool> stop_{false};
   std::atomic<std::uint64_t> next_{0};  // first byte that no thread has taken
@@ -221,9 +239,17 @@ Result<std::unique_ptr<HostArena>> HostArena::create(const ArenaOptions& options
   const std::uint64_t bytes = options.bytes / kHugePageBytes * kHugePageBytes;
   if (bytes == 0)
     return Status(Code::kInvalidArgument, "host arena: bytes is " + std::to_string(options.bytes) + ", at least 2097152 needed");
+  LMCN_RETURN_IF_ERROR(check_numa_nodes(options.numa_nodes));
   std::optional<Memory> memory;
   // Reserved hugetlb pages are not part of MemAvailable, so they are tried before that is checked.
-  if (options.huge_pages && bytes < (1ull << 62)) memory = try_hugetlb(bytes);
+  if ((options.huge_pages || options.require_hugetlb) && bytes < (1ull << 62)) {
+    auto made = make_hugetlb(bytes);
+    if (made.ok()) {
+      memory = std::move(*made);
+    } else if (options.require_hugetlb) {
+      return hugetlb_refused(bytes, made.status());
+    }
+  }
   if (!memory) {
     LMCN_RETURN_IF_ERROR(check_available(bytes));
     auto made = make_memory(bytes, 0);
@@ -231,6 +257,7 @@ Result<std::unique_ptr<HostArena>> HostArena::create(const ArenaOptions& options
     memory = std::move(*made);
   }
   auto arena = std::make_unique<MemfdArena>(std::move(*memory), options, bytes);
+  LMCN_RETURN_IF_ERROR(place_on_numa_nodes(arena->base(), bytes, options.numa_nodes));
   LMCN_RETURN_IF_ERROR(arena->start(options.populate_threads));
   return std::unique_ptr<HostArena>(std::move(arena));
 }

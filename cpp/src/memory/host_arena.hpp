@@ -6,15 +6,18 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "lmcn/status.hpp"
 
 namespace lmcn {
 
 struct ArenaOptions {
-  std::uint64_t bytes = 0;        // hard limit; rounded down to 2 MiB; >= 2 MiB and <= what MemAvailable and the cgroups leave
-  unsigned populate_threads = 2;  // background; 0: populate on first touch only
-  bool huge_pages = true;         // hugetlb if reserved, else MADV_COLLAPSE step by step
+  std::uint64_t bytes = 0;           // hard limit; rounded down to 2 MiB; >= 2 MiB and <= what MemAvailable and the cgroups leave
+  unsigned populate_threads = 2;     // background; 0: populate on first touch only
+  bool huge_pages = true;            // hugetlb if reserved, else MADV_COLLAPSE step by step
+  bool require_hugetlb = false;      // hugetlb or an error; includes huge_pages
+  std::vector<int> numa_nodes = {};  // memory/numa.hpp: where its pages come from; empty: the kernel's choice
 };
 
 struct ArenaStats {
@@ -32,7 +35,9 @@ struct ArenaStats {
 /// exec) but not the background threads; destroying the arena there unmaps it in the child alone.
 class HostArena {
  public:
-  /// kInvalidArgument: fewer than 2 MiB, or more than is available (both numbers and what limits it in the message).
+  /// kInvalidArgument: fewer than 2 MiB, or more than is available (both numbers and what limits it in the message), or a NUMA node
+  /// that does not exist. require_hugetlb: kResourceExhausted says how many pages to reserve, kUnavailable that the kernel has
+  /// none.
   static Result<std::unique_ptr<HostArena>> create(const ArenaOptions& options);
   virtual ~HostArena() = default;  // stops the background threads, unmaps
 

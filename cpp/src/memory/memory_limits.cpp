@@ -91,4 +91,14 @@ AvailableMemory available_memory(const std::string& root) {
   return available;
 }
 
+HugePages huge_pages_of_2mib(const std::string& root) {
+  const std::string pool = root + "/sys/kernel/mm/hugepages/hugepages-2048kB/";
+  HugePages pages;
+  pages.total = read_number(pool + "nr_hugepages").value_or(0);
+  const std::uint64_t free = read_number(pool + "free_hugepages").value_or(0);
+  const std::uint64_t promised = read_number(pool + "resv_hugepages").value_or(0);
+  pages.free = free > promised ? free - promised : 0;
+  return pages;
+}
+
 }  // namespace lmcn

@@ -16,4 +16,12 @@ struct AvailableMemory {
 /// `root` is prefixed to all paths (tests).
 AvailableMemory available_memory(const std::string& root = {});
 
+struct HugePages {
+  std::uint64_t total = 0;  // reserved in the kernel's pool
+  std::uint64_t free = 0;   // of those, neither in use nor promised to a mapping
+};
+
+/// The pool of 2 MiB hugetlb pages; zeros when the kernel has none.
+HugePages huge_pages_of_2mib(const std::string& root = {});
+
 }  // namespace lmcn

@@ -6,6 +6,7 @@
 #include <iterator>
 #include <unordered_map>
 
+#include "memory/numa.hpp"
 #include "store/request.hpp"
 #include "store/store_core.hpp"
 
@@ -44,6 +45,7 @@ Status check_options(const StoreOptions& o) {
   if (o.promotion_deadline.count() <= 0) {
     return bad("promotion_deadline", std::to_string(o.promotion_deadline.count()) + " ms", "must be positive");
   }
+  LMCN_RETURN_IF_ERROR(check_numa_nodes(o.numa_nodes));
   if (o.request_ttl.count() <= 0) return bad("request_ttl", std::to_string(o.request_ttl.count()) + " ms", "must be positive");
   return io::parse_engine_kind(o.io_engine).status();
 }
@@ -70,7 +72,10 @@ Status StoreCore::start() {
   // NVMe before the arena: its errors are the likelier ones, and nothing has been allocated yet.
   if (!options.directory.empty()) LMCN_RETURN_IF_ERROR(open_nvme());
 
-  auto made_arena = HostArena::create({.bytes = options.host_bytes, .populate_threads = options.populate_threads});
+  auto made_arena = HostArena::create({.bytes = options.host_bytes,
+                                       .populate_threads = options.populate_threads,
+                                       .require_hugetlb = options.hugetlb,
+                                       .numa_nodes = options.numa_nodes});
   if (!made_arena.ok()) return made_arena.status();
   arena = std::move(made_arena).value();
   allocator = std::make_unique<SlotAllocator>(arena->bytes());

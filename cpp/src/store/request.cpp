@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/seq_points.hpp"
+
 namespace lmcn {
 namespace {
 
@@ -87,14 +89,32 @@ void RequestImpl::note_use() {
 
 Presence RequestImpl::answer(Item& item) {
   core_.lookups.fetch_add(1, std::memory_order_relaxed);
-  if (item.version != 0) {
-    const std::uint64_t version = core_.version.load(std::memory_order_acquire);
-    if (item.version == version && item.last != Presence::kRetry) return item.last;
-    if (item.last == Presence::kHit && item.pinned != kNoSlot && item.epoch == core_.pin_epoch.load(std::memory_order_acquire)) {
-      return Presence::kHit;  // pinned: only clear() and erase() can take it, and they raise pin_epoch
-    }
+  return remembered(item) ? item.last : answer_slow(item);
+}
+
+// Whether item.last is still true.
+bool RequestImpl::remembered(const Item& item) const noexcept {
+  if (item.version == 0) return false;
+  if (item.version == core_.version.load(std::memory_order_acquire)) return item.last != Presence::kRetry;
+  // Pinned: only clear() and erase() can take it, and they raise pin_epoch.
+  return item.last == Presence::kHit && item.pinned != kNoSlot && item.epoch == core_.pin_epoch.load(std::memory_order_acquire);
+}
+
+PrefixPresence RequestImpl::lookup_prefix(std::span<const ChunkKey> keys) {
+  PrefixPresence found;
+  scanning_.store(true);
+  note_use();
+  for (const ChunkKey& key : keys) {
+    Item& item = locate(key);
+    found.next = remembered(item) ? item.last : answer_slow(item);
+    if (found.next != Presence::kHit) break;
+    ++found.hits;
   }
-  return answer_slow(item);
+  core_.lookups.fetch_add(found.hits + (found.next != Presence::kHit ? 1 : 0), std::memory_order_relaxed);
+  last_lookup_ns_.store(coarse_now_ns());
+  LMCN_SEQ_POINT("request.scanned");
+  scanning_.store(false);
+  return found;
 }
 
 Presence RequestImpl::answer_slow(Item& item) {
@@ -225,6 +245,22 @@ Tier RequestImpl::source(const ChunkKey& key) {
   return found == item_of_.end() ? Tier::kNone : items_[found->second].tier;
 }
 
+SourceCount RequestImpl::count_sources(std::span<const ChunkKey> keys) {
+  SourceCount count;
+  std::size_t next = 0;  // keys come in the order of their lookups, almost always
+  for (const ChunkKey& key : keys) {
+    if (next >= items_.size() || items_[next].key != key) {
+      const auto found = item_of_.find(key);
+      if (found == item_of_.end()) continue;
+      next = found->second;
+    }
+    const Tier tier = items_[next++].tier;
+    if (tier == Tier::kHost) ++count.host;
+    if (tier == Tier::kNvme) ++count.nvme;
+  }
+  return count;
+}
+
 Result<ReadLease> RequestImpl::acquire(std::span<const ChunkKey> keys, bool for_worker) {
   ReadLease lease;
   std::lock_guard lock(core_.mu);
@@ -270,7 +306,7 @@ Result<ReadLease> RequestImpl::acquire_engine_keys(std::span<const std::span<con
 void RequestImpl::expire_if_idle(std::int64_t now_ns, std::int64_t ttl_ns) {
   if (expired_.load() || now_ns - last_lookup_ns_.load() < ttl_ns) return;
   expired_.store(true);
-  if (now_ns - last_lookup_ns_.load() < ttl_ns) {
+  if (scanning_.load() || now_ns - last_lookup_ns_.load() < ttl_ns) {
     expired_.store(false);
     return;
   }

@@ -11,7 +11,8 @@ namespace lmcn {
 
 /// Two threads touch a request: its user (lookup, acquire, end) and the keeper (expire_if_idle). The memo path takes no lock;
 /// it is safe against the keeper because the user stores last_lookup_ns_ before it reads expired_, and the keeper stores
-/// expired_ before it reads last_lookup_ns_ (both sequentially consistent): one of the two sees the other.
+/// expired_ before it reads last_lookup_ns_ (both sequentially consistent): one of the two sees the other. A scan of many keys may
+/// outlast the time to live: scanning_, stored and read in the same order, keeps the keeper away until it ends.
 class RequestImpl final : public Request {
  public:
   RequestImpl(StoreCore& core, const NamespaceId& ns, const RequestOptions& options);
@@ -19,9 +20,11 @@ class RequestImpl final : public Request {
 
   Presence lookup(std::span<const std::byte> engine_key) override;
   Presence lookup(const ChunkKey& key) override;
+  PrefixPresence lookup_prefix(std::span<const ChunkKey> keys) override;
   std::uint32_t prefetch(std::span<const ChunkKey> keys) override;
   Tier source(std::span<const std::byte> engine_key) override;
   Tier source(const ChunkKey& key) override;
+  SourceCount count_sources(std::span<const ChunkKey> keys) override;
   Result<ReadLease> acquire(std::span<const ChunkKey> keys, bool for_worker) override;
   Result<ReadLease> acquire_engine_keys(std::span<const std::span<const std::byte>> keys, bool for_worker) override;
   void end() override;
@@ -51,6 +54,7 @@ class RequestImpl final : public Request {
   Item& locate(const ChunkKey& key);
   void note_use();
   Presence answer(Item& item);
+  bool remembered(const Item& item) const noexcept;
   Presence answer_slow(Item& item);
   Presence look(Item& item);
   bool may_pin(std::uint64_t bytes, bool promotion) const noexcept;
@@ -70,6 +74,7 @@ class RequestImpl final : public Request {
   bool ended_ = false;
   std::atomic<std::int64_t> last_lookup_ns_;
   std::atomic<bool> expired_{false};
+  std::atomic<bool> scanning_{false};
 };
 
 }  // namespace lmcn

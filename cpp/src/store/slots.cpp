@@ -48,7 +48,7 @@ SlotId StoreCore::allocate_slot(std::uint64_t bytes, EntryId entry) {
 }
 
 // Clean chunks of the wanted class first; then unwritten ones (their NVMe write is dropped); then any class, until a slab is free.
-// Busy chunks that a scan passed over go to the hot end, so that pins that grew cold cannot wall off the rest.
+// Busy chunks that a scan passed over go to the end of the order, so that pins that grew cold cannot wall off the rest.
 bool StoreCore::evict_one(std::uint64_t bytes) {
   const std::uint64_t wanted = allocator->class_bytes(bytes);
   std::vector<EntryId> passed;
@@ -65,7 +65,7 @@ bool StoreCore::evict_one(std::uint64_t bytes) {
         policy->victim([&](EntryId id) { return same_class(id) && clean(id) && idle(id); }, kVictimScan);
     if (!victim) victim = policy->victim([&](EntryId id) { return same_class(id) && idle(id); }, kVictimScan);
     if (!victim) victim = policy->victim(idle, kVictimScan);
-    for (const EntryId id : passed) policy->access(id);
+    for (const EntryId id : passed) policy->postpone(id);
     if (!victim) continue;
     ++counters.evicted_chunks;
     drop_host_copy(*victim);

@@ -58,6 +58,20 @@ class CopierFixture : public testing::Test {
                 arena_->expected(slot, 1, l, p, t, h, d, b) =
                     paged_->at(l, p, 2 * static_cast<std::int64_t>(slot) + t / 4, t % 4, h, d, b);
   }
+  void expect_loaded(std::size_t slot, std::int64_t layer) {
+    for (std::int64_t p = 0; p < case_.planes; ++p)
+      for (std::int64_t t = 0; t < 8; ++t)
+        for (std::int64_t h = 0; h < case_.heads; ++h)
+          for (std::int64_t d = 0; d < case_.head_dim; ++d)
+            for (std::int64_t b = 0; b < case_.element_bytes; ++b)
+              paged_->at(layer, p, 2 * static_cast<std::int64_t>(slot) + t / 4, t % 4, h, d, b) =
+                  arena_->expected(slot, 1, layer, p, t, h, d, b);
+  }
+  CopyJob layered_job(std::uint64_t id, const std::vector<std::size_t>& slots) const {
+    CopyJob made = job(id, CopyDirection::kScatter, slots);
+    made.layer_by_layer = true;
+    return made;
+  }
   CopyDone only_result(std::uint64_t id) {
     const std::uint64_t ids[] = {id};
     EXPECT_TRUE(copier_->wait(ids, 60s).ok());

@@ -181,6 +181,137 @@ TEST_F(CopierJobs, ASlotHandedOutDuringTheJobIsNotPublished) {
   EXPECT_EQ(rank_state(arena_->image(0), 1, next), RankState::kOk) << "the word of the slot's new life was overwritten";
 }
 
+TEST_F(CopierJobs, ACancelledStoreEndsWithWhatWasStarted) {
+  expect_gathered(2);
+  SeqPoints::hold("copier.before_unit");
+  SeqPointScope scope;
+  ASSERT_TRUE(copier_->submit(job(1, CopyDirection::kGather, {2, 0, 1})).ok());
+  ASSERT_TRUE(SeqPoints::wait_until_reached("copier.before_unit", 60s));
+  const std::uint64_t ids[] = {77, 1, 1};
+  copier_->cancel(ids);
+  EXPECT_TRUE(copier_->poll().empty()) << "cancel() has waited";
+  SeqPoints::release("copier.before_unit");
+  const CopyDone done = only_result(1);
+  EXPECT_FALSE(done.ok);
+  EXPECT_EQ(done.failed_items, (std::vector<std::uint32_t>{1, 2}));
+  EXPECT_NE(done.message.find("cancelled"), std::string::npos) << done.message;
+  EXPECT_EQ(arena_->compare(), "");
+  EXPECT_EQ(state(2), RankState::kOk);
+  EXPECT_EQ(state(0), RankState::kFailed);
+  EXPECT_EQ(state(1), RankState::kFailed);
+  copier_->cancel(ids);  // ended
+  EXPECT_TRUE(copier_->poll().empty());
+  expect_gathered(0);
+  ASSERT_TRUE(copier_->submit(job(1, CopyDirection::kGather, {0})).ok()) << "the id is free again, and not cancelled";
+  EXPECT_TRUE(only_result(1).ok);
+  EXPECT_EQ(arena_->compare(), "");
+}
+
+TEST_F(CopierJobs, ACancelledLoadIsCountedOnEachOfItsSlots) {
+  SeqPoints::hold("copier.before_unit");
+  SeqPointScope scope;
+  CopyJob load = job(1, CopyDirection::kScatter, {0, 1});
+  load.items.push_back(load.items[1]);  // two items of one slot
+  ASSERT_TRUE(copier_->submit(load).ok());
+  ASSERT_TRUE(copier_->submit(job(2, CopyDirection::kScatter, {2, 3})).ok());
+  ASSERT_TRUE(SeqPoints::wait_until_reached("copier.before_unit", 60s));
+  const std::uint64_t ids[] = {2, 1};
+  copier_->cancel(ids);
+  SeqPoints::release("copier.before_unit");
+  ASSERT_TRUE(copier_->wait(ids, 60s).ok());
+  std::map<std::uint64_t, CopyDone> done;
+  for (CopyDone& d : copier_->poll()) done[d.id] = d;
+  ASSERT_EQ(done.size(), 2u);
+  EXPECT_EQ(done[1].failed_items, (std::vector<std::uint32_t>{1, 2}));
+  EXPECT_EQ(done[2].failed_items, (std::vector<std::uint32_t>{0, 1})) << "it was in the queue";
+  EXPECT_EQ(done[2].bytes, 0u);
+  for (std::size_t s = 0; s < kSlots; ++s) EXPECT_EQ(loads_done(arena_->image(s), 1), 1u) << "slot " << s << " stays quarantined";
+}
+
+TEST_F(CopierJobs, LayerByLayerTheFirstLayersAreThereFirst) {
+  SeqPoints::hold("copier.before_unit");
+  SeqPointScope scope;
+  ASSERT_TRUE(copier_->submit(layered_job(1, {2, 0})).ok());
+  const auto reach_unit = [&](int unit) {  // (layer, item) in order; the one before it has been started
+    for (int i = 0; i < unit; ++i) {
+      ASSERT_TRUE(SeqPoints::wait_until_reached("copier.before_unit", 60s));
+      SeqPoints::step("copier.before_unit");
+    }
+    ASSERT_TRUE(SeqPoints::wait_until_reached("copier.before_unit", 60s));
+  };
+  ASSERT_NO_FATAL_FAILURE(reach_unit(1));  // layer 0's second item
+  EXPECT_TRUE(copier_->wait_layers(1, 0, 0ms, 0).ok());
+  const Status early = copier_->wait_layers(1, 1, 1ms, 0);
+  EXPECT_EQ(early.code(), Code::kDeadlineExceeded);
+  EXPECT_EQ(early.message(), "job 1: the first 1 layers are not in place after 1 ms");
+  std::thread waiter([&] { EXPECT_TRUE(copier_->wait_layers(1, 1, 60s, 0).ok()); });
+  ASSERT_NO_FATAL_FAILURE(reach_unit(1));  // layer 1's first item
+  waiter.join();
+  backend_->synchronize();
+  expect_loaded(2, 0);
+  expect_loaded(0, 0);
+  EXPECT_EQ(paged_->compare(), "") << "the first layer of all items and nothing else";
+  EXPECT_EQ(copier_->wait_layers(1, 2, 1ms, 0).code(), Code::kDeadlineExceeded);
+  EXPECT_EQ(loads_done(arena_->image(2), 1), 0u);
+  SeqPoints::release("copier.before_unit");
+  EXPECT_TRUE(copier_->wait_layers(1, 2, 60s, 0).ok());
+  backend_->synchronize();
+  expect_loaded(2, 1);
+  expect_loaded(0, 1);
+  EXPECT_EQ(paged_->compare(), "");
+  EXPECT_TRUE(only_result(1).ok);
+  EXPECT_EQ(loads_done(arena_->image(2), 1), 1u);
+}
+
+TEST_F(CopierJobs, LayersOfJobsThatEndedFailedOrNeverWere) {
+  ASSERT_TRUE(copier_->submit(layered_job(1, {0})).ok());
+  ASSERT_TRUE(only_result(1).ok);
+  EXPECT_TRUE(copier_->wait_layers(1, 2, 0ms, 0).ok()) << "polled already";
+  EXPECT_EQ(copier_->wait_layers(1, 3, 0ms, 0).code(), Code::kInvalidArgument);
+  EXPECT_EQ(copier_->wait_layers(2, 1, 0ms, 0).code(), Code::kNotFound);
+
+  CopyJob wrong = layered_job(2, {0, 1});
+  wrong.items[1].generation += 1;
+  ASSERT_TRUE(copier_->submit(wrong).ok());
+  const Status failed = copier_->wait_layers(2, 1, 60s, 0);
+  EXPECT_EQ(failed.code(), Code::kAborted);
+  EXPECT_NE(failed.message().find("job 2 failed: "), std::string::npos) << failed.message();
+  EXPECT_NE(failed.message().find("its generation is 101"), std::string::npos) << failed.message();
+  EXPECT_EQ(only_result(2).failed_items, std::vector<std::uint32_t>{1});
+  EXPECT_EQ(copier_->wait_layers(2, 1, 60s, 0).code(), Code::kAborted) << "ended and polled";
+
+  SeqPoints::hold("copier.before_unit");
+  SeqPointScope scope;
+  ASSERT_TRUE(copier_->submit(layered_job(3, {0, 1})).ok());
+  ASSERT_TRUE(copier_->submit(job(1, CopyDirection::kScatter, {2})).ok());  // an id that was layer by layer before
+  EXPECT_EQ(copier_->wait_layers(1, 1, 60s, 0).code(), Code::kInvalidArgument);
+  ASSERT_TRUE(SeqPoints::wait_until_reached("copier.before_unit", 60s));
+  const std::uint64_t ids[] = {3};
+  copier_->cancel(ids);
+  SeqPoints::release("copier.before_unit");
+  EXPECT_EQ(copier_->wait_layers(3, 1, 60s, 0).message().find("job 3 failed: "), 0u);
+  const std::uint64_t both[] = {1, 3};
+  ASSERT_TRUE(copier_->wait(both, 60s).ok());
+  EXPECT_EQ(copier_->poll().size(), 2u);
+  EXPECT_EQ(copier_->wait_layers(1, 1, 60s, 0).code(), Code::kNotFound);
+
+  CopyJob store = layered_job(4, {0});
+  store.direction = CopyDirection::kGather;
+  EXPECT_EQ(copier_->submit(store).message(), "job 4: layer_by_layer is for loads, this is a store");
+}
+
+TEST_F(CopierJobs, TheLast1024JobsLayerByLayerAreKnownAfterTheirEnd) {
+  std::vector<std::uint64_t> ids;
+  for (std::uint64_t id = 0; id < 1030; ++id) {
+    ASSERT_TRUE(copier_->submit(layered_job(id, {})).ok());
+    ids.push_back(id);
+  }
+  ASSERT_TRUE(copier_->wait(ids, 60s).ok());
+  EXPECT_EQ(copier_->wait_layers(5, 2, 0ms, 0).code(), Code::kNotFound);
+  EXPECT_TRUE(copier_->wait_layers(6, 2, 60s, 0).ok());
+  EXPECT_TRUE(copier_->wait_layers(1029, 2, 60s, 0).ok());
+}
+
 TEST_F(CopierJobs, DestructionEndsAcceptedJobs) {
   for (std::size_t s = 0; s < 3; ++s) {
     expect_gathered(s);
@@ -191,6 +322,24 @@ TEST_F(CopierJobs, DestructionEndsAcceptedJobs) {
   EXPECT_EQ(arena_->compare(), "");
   for (std::size_t s = 0; s < 3; ++s) EXPECT_EQ(state(s), RankState::kOk);
   EXPECT_EQ(loads_done(arena_->image(3), 1), 1u);
+}
+
+TEST_F(CopierJobs, AnIdMayBeUsedAgainAtOnce) {
+  case_.options.threads = 3;
+  copier_ = std::move(backend_->make(paged_->layout(), slot_, arena_->base(), arena_->bytes(), case_.options)).value();
+  const std::uint64_t ids[] = {1};
+  for (int i = 0; i < 400; ++i) {
+    ASSERT_TRUE(copier_->submit(i % 2 == 0 ? layered_job(1, {0}) : job(1, CopyDirection::kScatter, {1})).ok());
+    if (i % 2 == 0) {
+      ASSERT_TRUE(copier_->wait_layers(1, 2, 60s, 0).ok());
+    } else if (i % 3 == 0) {
+      copier_->cancel(ids);
+    }
+    ASSERT_TRUE(copier_->wait(ids, 60s).ok());
+    ASSERT_EQ(copier_->poll().size(), 1u);
+  }
+  EXPECT_EQ(loads_done(arena_->image(0), 1), 200u);
+  EXPECT_EQ(loads_done(arena_->image(1), 1), 200u);
 }
 
 TEST_F(CopierJobs, ManyThreadsEachResultOnce) {
@@ -211,7 +360,12 @@ TEST_F(CopierJobs, ManyThreadsEachResultOnce) {
       for (std::uint64_t i = 0; i < kJobsPerThread; ++i) {
         const std::uint64_t ids[] = {s * kJobsPerThread + i};
         // A slot's jobs follow each other; different slots run side by side.
-        ASSERT_TRUE(copier_->submit(job(ids[0], i % 2 == 0 ? CopyDirection::kGather : CopyDirection::kScatter, {s})).ok());
+        if (i % 4 == 1) {
+          ASSERT_TRUE(copier_->submit(layered_job(ids[0], {s})).ok());
+          for (const std::uint32_t layers : {1u, 2u}) ASSERT_TRUE(copier_->wait_layers(ids[0], layers, 60s, 0).ok());
+        } else {
+          ASSERT_TRUE(copier_->submit(job(ids[0], i % 2 == 0 ? CopyDirection::kGather : CopyDirection::kScatter, {s})).ok());
+        }
         ASSERT_TRUE(copier_->wait(ids, 60s).ok());
         drain();
       }

@@ -270,6 +270,13 @@ void PagedModel::upload() {
   for (std::size_t i = 0; i < mirror_.size(); ++i) backend_.upload(memory_[i], mirror_[i].data(), mirror_[i].size());
 }
 
+void PagedModel::scribble(std::byte value) {
+  for (std::size_t i = 0; i < mirror_.size(); ++i) {
+    const std::vector<std::byte> bytes(mirror_[i].size(), value);
+    backend_.upload(memory_[i], bytes.data(), bytes.size());
+  }
+}
+
 std::string PagedModel::compare() {
   for (std::size_t i = 0; i < mirror_.size(); ++i) {
     std::vector<std::byte> have(mirror_[i].size());
@@ -410,7 +417,8 @@ std::string run_case(Backend& backend, const Case& c, std::uint64_t seed) {
 
   paged.fill_random(random);
   paged.upload();
-  other.fill(std::byte{0x5C});
+  constexpr std::byte kBefore{0x5C};
+  other.fill(kBefore);
   other.upload();
   CopyJob job{.id = 1, .direction = CopyDirection::kGather, .items = plan.items, .block_ids = plan.block_ids, .stream = 0};
   for (CopyItem& item : job.items) item.slot_offset = arena.offset(item.slot_offset);
@@ -440,6 +448,16 @@ std::string run_case(Backend& backend, const Case& c, std::uint64_t seed) {
   if (const std::string error = arena.compare(); !error.empty()) return "scatter changed its source: " + error;
   for (std::size_t s = 0; s < plan.slots; ++s) {
     if (loads_done(arena.image(s), c.options.rank) != 1) return "loads_done of slot " + std::to_string(s) + " is not 1";
+  }
+
+  job.id = 3;
+  job.layer_by_layer = true;
+  other.scribble(kBefore);
+  if (const std::string error = run_job(**other_copier, job, bytes); !error.empty()) return "scatter layer by layer: " + error;
+  if (const std::string error = other.compare(); !error.empty()) return "scatter layer by layer: " + error;
+  if (const std::string error = arena.compare(); !error.empty()) return "scatter layer by layer changed its source: " + error;
+  for (std::size_t s = 0; s < plan.slots; ++s) {
+    if (loads_done(arena.image(s), c.options.rank) != 2) return "loads_done of slot " + std::to_string(s) + " is not 2";
   }
   return "";
 }

@@ -26,6 +26,8 @@ class Backend {
   virtual void release_arena(std::byte* arena);
   virtual void upload(std::byte* to, const std::byte* from, std::size_t bytes) = 0;
   virtual void download(std::byte* to, const std::byte* from, std::size_t bytes) = 0;
+  /// Until all that the default stream was told to wait for is there.
+  virtual void synchronize() {}
   virtual Result<std::unique_ptr<PagedCopier>> make(const PagedKvLayout& paged, const SlotLayout& slot, std::byte* arena,
                                                     std::uint64_t arena_bytes, const CopierOptions& options) = 0;
 };
@@ -68,6 +70,8 @@ class PagedModel {
   std::byte& at(std::int64_t layer, std::int64_t plane, std::int64_t block, std::int64_t token, std::int64_t head, std::int64_t dim,
                 std::int64_t byte);
   void upload();
+  /// Overwrites the backend's memory, not the mirror.
+  void scribble(std::byte value);
   /// "" or the first byte in which the backend's memory differs from the mirror.
   std::string compare();
 
@@ -128,7 +132,8 @@ struct JobPlan {
 };
 JobPlan plan_job(const Case& c, std::mt19937_64& random);
 
-/// Gather, compare every byte of the arena, scatter into other memory, compare every byte of that. "" when right.
+/// Gather, compare every byte of the arena, scatter into other memory, compare every byte of that; scatter layer by layer, compare
+/// again. "" when right.
 std::string run_case(Backend& backend, const Case& c, std::uint64_t seed);
 
 }  // namespace lmcn::copier_suite

@@ -158,6 +158,19 @@ TEST(ChunkHasher, TokenOutsideInt32InTheTailIsIgnoredLikeTheTail) {
   EXPECT_EQ(keys.size(), 1u);
 }
 
+TEST(ChunkHasher, StepOfInt64IsThatOfInt32OrNamesThePosition) {
+  const std::vector<std::int32_t> narrow = make_tokens(4, 2500);  // more than one piece
+  std::vector<std::int64_t> wide(narrow.begin(), narrow.end());
+  const ChunkHasher shared = hasher(16);
+  const auto step = [&] { return shared.step(shared.root(), std::span<const std::int64_t>(wide), "salt"); };
+  ASSERT_TRUE(step().ok());
+  EXPECT_EQ(*step(), shared.step(shared.root(), std::span<const std::int32_t>(narrow), "salt"));
+  EXPECT_NE(*step(), shared.step(shared.root(), std::span<const std::int32_t>(narrow), ""));
+  wide[2077] = kInt32Max + 1;
+  EXPECT_EQ(step().status().code(), Code::kInvalidArgument);
+  EXPECT_EQ(step().status().message().find("tokens[2077] is 2147483648"), 0u) << step().status().message();
+}
+
 TEST(ChunkHasher, ExtraCountMustMatchWholeChunks) {
   const std::vector<std::int32_t> tokens = make_tokens(1, 40);  // 2 whole chunks of 16
   for (const std::size_t count : {1u, 3u}) {

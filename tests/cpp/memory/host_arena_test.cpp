@@ -2,12 +2,16 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <linux/mempolicy.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -19,6 +23,7 @@
 #include "base/seq_points.hpp"
 #include "memory/arena_mapping.hpp"
 #include "memory/memory_limits.hpp"
+#include "memory/numa.hpp"
 
 namespace lmcn {
 namespace {
@@ -107,6 +112,115 @@ TEST(HostArena, StatsSayWhatTheKernelSays) {
   EXPECT_TRUE(stats.populate_done);
   EXPECT_EQ(stats.populated_bytes, stats.bytes);
   EXPECT_EQ(stats.huge_bytes, kernel);
+}
+
+struct Policy {
+  int mode = -1;
+  unsigned long nodes = 0;  // the first 64
+};
+Policy policy_at(std::byte* address) {
+  Policy policy;
+  unsigned long nodes[16] = {};
+  if (::syscall(SYS_get_mempolicy, &policy.mode, nodes, 1025ul, address, MPOL_F_ADDR) != 0) policy.mode = -errno;
+  policy.nodes = nodes[0];
+  return policy;
+}
+
+int first_node() {
+  unsigned long allowed[16] = {};
+  EXPECT_EQ(::syscall(SYS_get_mempolicy, nullptr, allowed, 1025ul, nullptr, MPOL_F_MEMS_ALLOWED), 0);
+  return std::countr_zero(allowed[0]);
+}
+
+TEST(HostArena, TakesItsPagesFromTheNodesAskedFor) {
+  if (check_numa_nodes(std::array{0}).code() == Code::kUnavailable) GTEST_SKIP() << "get_mempolicy is refused here";
+  const int node = first_node();
+  const auto of = [&](std::vector<int> nodes) {
+    auto arena = HostArena::create({.bytes = 8 * kMiB, .numa_nodes = std::move(nodes)});
+    EXPECT_TRUE(arena.ok()) << arena.status().to_string();
+    return arena.ok() ? std::move(*arena) : nullptr;
+  };
+  const auto free = of({});
+  ASSERT_NE(free, nullptr);
+  EXPECT_EQ(policy_at(free->base()).mode, MPOL_DEFAULT);
+  for (const std::vector<int>& nodes : {std::vector{node}, std::vector{node, node}}) {
+    const auto arena = of(nodes);
+    ASSERT_NE(arena, nullptr);
+    for (const std::uint64_t at : {std::uint64_t{0}, arena->bytes() - 1}) {
+      const Policy policy = policy_at(arena->base() + at);
+      EXPECT_EQ(policy.mode, MPOL_PREFERRED);
+      EXPECT_EQ(policy.nodes, 1ul << node);
+    }
+    // The memfd's, so that a worker that touches a page first gets it from there too.
+    const auto mapped = MappedArena::map(::dup(arena->memfd()), arena->bytes());
+    ASSERT_TRUE(mapped.ok());
+    EXPECT_EQ(policy_at((*mapped)->base()).mode, MPOL_PREFERRED);
+  }
+}
+
+TEST(HostArena, InterleavesSeveralNodes) {
+  if (!check_numa_nodes(std::array{0, 1}).ok()) GTEST_SKIP() << "one NUMA node here";
+  auto arena = HostArena::create({.bytes = 64 * kMiB, .numa_nodes = {0, 1}});
+  ASSERT_TRUE(arena.ok()) << arena.status().to_string();
+  EXPECT_EQ(policy_at((*arena)->base()).mode, MPOL_INTERLEAVE);
+  EXPECT_EQ(policy_at((*arena)->base()).nodes, 3ul);
+  (*arena)->wait_populated();
+  int on_first = 0, pages = 0;
+  for (std::uint64_t at = 0; at < (*arena)->bytes(); at += 2 * kMiB, ++pages) {
+    int node = -1;
+    ASSERT_EQ(::syscall(SYS_get_mempolicy, &node, nullptr, 0ul, (*arena)->base() + at, MPOL_F_ADDR | MPOL_F_NODE), 0);
+    on_first += node == 0;
+  }
+  EXPECT_GT(on_first, 0);
+  EXPECT_LT(on_first, pages);
+}
+
+TEST(HostArena, ANodeThatDoesNotExistIsNamed) {
+  if (check_numa_nodes(std::array{0}).code() == Code::kUnavailable) GTEST_SKIP() << "get_mempolicy is refused here";
+  const int node = first_node();
+  for (const int absent : {1023, 1024, -1, INT32_MIN}) {
+    const auto arena = HostArena::create({.bytes = 8 * kMiB, .numa_nodes = {node, absent}});
+    ASSERT_FALSE(arena.ok());
+    EXPECT_EQ(arena.status().code(), Code::kInvalidArgument);
+    const std::string wanted =
+        "numa_nodes[1] is " + std::to_string(absent) + ", must be a node with memory that this process may use: ";
+    EXPECT_EQ(arena.status().message().find(wanted + std::to_string(node)), 0u) << arena.status().message();
+  }
+}
+
+TEST(Numa, HugePagesTakeTurnsWhateverTheNumberOfNodes) {
+  for (const std::uint64_t nodes : {2u, 3u, 4u, 5u, 7u, 8u, 64u, 511u}) {
+    for (std::uint64_t huge_page = 0; huge_page < 3 * nodes; ++huge_page) {
+      const std::uint64_t page = page_that_places_huge_page(huge_page, nodes);
+      ASSERT_LT(page, 512u);
+      ASSERT_EQ((huge_page * 512 + page) % nodes, huge_page % nodes) << huge_page << " of " << nodes;
+    }
+  }
+  EXPECT_EQ(page_that_places_huge_page(5, 0), 0u);
+  EXPECT_EQ(page_that_places_huge_page(5, 1), 0u);
+}
+
+TEST(HostArena, HugetlbIsGrantedOrRefusedWithWhatToReserve) {
+  const HugePages pages = huge_pages_of_2mib();
+  const std::uint64_t bytes = 8 * kMiB;
+  const auto arena = HostArena::create({.bytes = bytes, .require_hugetlb = true});
+  if (pages.free >= 4) {
+    ASSERT_TRUE(arena.ok()) << arena.status().to_string();
+    (*arena)->wait_populated();
+    EXPECT_EQ(hugetlb((*arena)->base()), bytes);
+  } else {
+    ASSERT_FALSE(arena.ok());
+    EXPECT_EQ(arena.status().code(), Code::kResourceExhausted);
+    EXPECT_NE(arena.status().message().find("needs 4 huge pages of 2 MiB, " + std::to_string(pages.free) + " of " +
+                                            std::to_string(pages.total) + " are free"),
+              std::string::npos)
+        << arena.status().message();
+    EXPECT_NE(arena.status().message().find("vm.nr_hugepages=" + std::to_string(pages.total - pages.free + 4) + "`"),
+              std::string::npos)
+        << arena.status().message();
+  }
+  const auto more = HostArena::create({.bytes = (pages.free + 1) * 2 * kMiB, .huge_pages = false, .require_hugetlb = true});
+  EXPECT_EQ(more.status().code(), Code::kResourceExhausted) << more.status().to_string();
 }
 
 TEST(HostArena, OpeningDoesNotWaitForItsMemory) {

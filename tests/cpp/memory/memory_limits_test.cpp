@@ -72,6 +72,16 @@ TEST_F(MemoryLimits, NothingToReadIsNothingAvailable) {
   EXPECT_EQ(read().source, "/proc/meminfo");
 }
 
+TEST_F(MemoryLimits, HugePagesThatArePromisedAreNotFree) {
+  EXPECT_EQ(huge_pages_of_2mib(root_.string()).total, 0u);
+  const std::string pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/";
+  write(pool + "nr_hugepages", "100\n");
+  write(pool + "free_hugepages", "60\n");
+  write(pool + "resv_hugepages", "25\n");
+  EXPECT_EQ(huge_pages_of_2mib(root_.string()).total, 100u);
+  EXPECT_EQ(huge_pages_of_2mib(root_.string()).free, 35u);
+}
+
 TEST(MemoryLimitsHere, SomethingIsAvailable) {
   EXPECT_GT(available_memory().bytes, 0u);
 }

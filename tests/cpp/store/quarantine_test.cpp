@@ -173,6 +173,28 @@ TEST_F(QuarantineTest, AJobThatCouldNotStartGivesItsSlotsBack) {
   EXPECT_TRUE(can_be_reused(read.offset, 50'000));
 }
 
+TEST_F(QuarantineTest, ACancelledJobPublishesWhatItStoredAndGivesTheOtherSlotsBack) {
+  SeqPoints::hold("copier.before_unit");
+  auto lease = store->reserve(ns, keys(0, 3), kChunk, true);
+  ASSERT_TRUE(lease.ok());
+  const std::vector<SlotRef> refs = lease->slots();
+  CopyJob job{.id = 1, .direction = CopyDirection::kGather, .block_ids = {3, 4, 5}};
+  for (std::uint32_t i = 0; i < 3; ++i) {
+    job.items.push_back({.slot_offset = refs[i].offset, .generation = refs[i].generation, .tokens = 1, .block_begin = i});
+  }
+  ASSERT_TRUE(copier->submit(std::move(job)).ok());
+  ASSERT_TRUE(SeqPoints::wait_until_reached("copier.before_unit", 20s));
+  const std::uint64_t id = 1;
+  copier->cancel(std::span(&id, 1));
+  SeqPoints::release("copier.before_unit");
+  wait(1);
+  EXPECT_EQ(lease->commit(), 1u);
+  EXPECT_TRUE(in_host(0));
+  EXPECT_EQ(store->stats().host_quarantined_slots, 0u);
+  EXPECT_TRUE(can_be_reused(refs[1].offset, 1000));
+  EXPECT_TRUE(can_be_reused(refs[2].offset, 50'000));
+}
+
 TEST_F(QuarantineTest, AWorkerThatDiesGivesItsSlotsBack) {
   auto lease = store->reserve(ns, keys(0, 1), kChunk, true);
   const SlotRef slot = lease->slots()[0];

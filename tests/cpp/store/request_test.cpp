@@ -1,4 +1,7 @@
 // One engine request: promotions, budgets, deadlines, pins and the memo.
+#include <thread>
+
+#include "base/seq_points.hpp"
 #include "store/store_fixture.hpp"
 
 namespace lmcn {
@@ -156,6 +159,89 @@ TEST_F(RequestTest, ScansMayStartAnywhere) {
   }
 }
 
+TEST_F(RequestTest, APrefixLookupIsItsKeysLookups) {
+  open();
+  put_all(0, 6);
+  store->erase(key(4));
+  auto lease = store->reserve(ns, keys(4, 5), kPayload, false);
+  auto request = store->begin_request(ns, {});
+  const auto look = [&](int from, int to) {
+    const PrefixPresence found = request->lookup_prefix(keys(from, to));
+    return std::pair(found.hits, found.next);
+  };
+  using Found = std::pair<std::uint32_t, Presence>;
+  EXPECT_EQ(look(0, 0), Found(0, Presence::kHit));
+  EXPECT_EQ(look(0, 4), Found(4, Presence::kHit));
+  EXPECT_EQ(look(0, 6), Found(4, Presence::kPending));
+  EXPECT_EQ(look(5, 8), Found(1, Presence::kMiss));
+  EXPECT_EQ(look(9, 10), Found(0, Presence::kMiss));
+  EXPECT_EQ(store->stats().lookups, 0u + 4 + 5 + 2 + 1);
+  EXPECT_EQ(store->stats().misses, 2u);
+  lease->abort();
+  for (int round = 0; round < 2; ++round) {
+    EXPECT_EQ(look(0, 6), Found(4, Presence::kMiss));
+    EXPECT_EQ(store->stats().host_pinned_slots, 5u) << "0..3 and 5";
+  }
+  put_all(4, 5);
+  EXPECT_EQ(look(0, 6), Found(6, Presence::kHit));
+  store->erase(key(1));
+  EXPECT_EQ(look(0, 6), Found(1, Presence::kMiss));
+  store->clear();
+  EXPECT_EQ(look(0, 6), Found(0, Presence::kMiss));
+  request->end();
+  EXPECT_EQ(look(0, 6), Found(0, Presence::kMiss));
+}
+
+TEST_F(RequestTest, APrefixLookupStartsOnePromotionAndNoMore) {
+  on_nvme(4);
+  put_all(10, 12);
+  auto request = store->begin_request(ns, {});
+  const std::vector<ChunkKey> mixed = {key(10), key(11), key(0), key(1)};
+  const PrefixPresence first = request->lookup_prefix(mixed);
+  EXPECT_EQ(first.hits, 2u);
+  EXPECT_EQ(first.next, Presence::kRetry);
+  wait_for_promotions();
+  const PrefixPresence second = request->lookup_prefix(mixed);
+  EXPECT_EQ(second.hits, 3u);
+  EXPECT_EQ(second.next, Presence::kRetry);
+  wait_for_promotions();
+  EXPECT_EQ(request->lookup_prefix(mixed).hits, 4u);
+  EXPECT_EQ(store->stats().promoted_chunks, 2u);
+
+  const auto sources = [&](const std::vector<ChunkKey>& of) {
+    const SourceCount count = request->count_sources(of);
+    return std::pair(count.host, count.nvme);
+  };
+  using Count = std::pair<std::uint32_t, std::uint32_t>;
+  EXPECT_EQ(sources(mixed), Count(2, 2));
+  EXPECT_EQ(sources({key(0), key(2), key(3), key(10), key(1)}), Count(1, 2));
+  EXPECT_EQ(sources({key(11)}), Count(1, 0));
+  EXPECT_EQ(sources({}), Count(0, 0));
+}
+
+// A scan that outlasts the time to live keeps its pins until it ends: the keeper reads and drops them without a lock in common.
+TEST_F(RequestTest, AScanIsNotIdleHoweverLongItTakes) {
+  open();
+  put_all(0, 5);
+  auto request = store->begin_request(ns, {});
+  const auto expire = [&] {
+    std::lock_guard lock(store->mu);
+    static_cast<RequestImpl*>(request.get())->expire_if_idle(INT64_MAX, 1);  // idle for ever, by this clock
+  };
+  SeqPoints::hold("request.scanned");
+  std::jthread scan([&] { EXPECT_EQ(request->lookup_prefix(keys(0, 5)).hits, 5u); });
+  const SeqPointScope scope;
+  ASSERT_TRUE(SeqPoints::wait_until_reached("request.scanned", 20s));
+  expire();
+  EXPECT_EQ(store->stats().host_pinned_slots, 5u);
+  SeqPoints::release("request.scanned");
+  scan.join();
+  expire();
+  EXPECT_EQ(store->stats().host_pinned_slots, 0u);
+  EXPECT_EQ(request->lookup_prefix(keys(0, 5)).hits, 5u);
+  EXPECT_EQ(store->stats().host_pinned_slots, 5u);
+}
+
 TEST_F(RequestTest, AKeyHasOneItemHoweverItIsNamed) {
   on_nvme(3);
   auto request = store->begin_request(ns, {.promotion_budget_bytes = 3 * (kPayload + kPageBytes)});
@@ -199,12 +285,18 @@ TEST_F(RequestTest, PromotionsOfManyRequestsLeaveRoomForStores) {
 
 TEST_F(RequestTest, PinsThatGrewColdDoNotWallOffTheRest) {
   options.host_bytes = 32 << 20;
-  open();
-  put_all(0, 300);
-  auto request = store->begin_request(ns, {});
-  for (int i = 0; i < 300; ++i) ASSERT_EQ(request->lookup(key(i)), Presence::kHit);
-  for (int i = 1000; i < 2000; ++i) ASSERT_TRUE(put(i)) << i;
-  EXPECT_TRUE(in_host(299));
+  for (const char* policy : {"LRU", "LFU", "FIFO", "MRU"}) {
+    SCOPED_TRACE(policy);
+    options.cache_policy = policy;
+    open();
+    put_all(0, 300);
+    auto request = store->begin_request(ns, {});
+    for (int i = 0; i < 300; ++i) ASSERT_EQ(request->lookup(key(i)), Presence::kHit);
+    for (int i = 1000; i < 2000; ++i) ASSERT_TRUE(put(i)) << i;
+    EXPECT_TRUE(in_host(299));
+    request.reset();
+    store.reset();
+  }
 }
 
 TEST_F(RequestTest, AWorkersLeaseTakesOverAllPins) {

@@ -280,6 +280,11 @@ TEST_F(StoreTest, BadOptionsNameFieldValueAndWhatIsRight) {
     o.directory = "/proc/none";
     o.nvme_bytes = 1 << 30;
   });
+  refused("numa_nodes[0] is 1023", [&](StoreOptions& o) {
+    o.directory = (root / "x").string();
+    o.nvme_bytes = 1 << 30;
+    o.numa_nodes = {1023};
+  });
   refused("LRU", [](StoreOptions& o) { o.cache_policy = "LRV"; });
   EXPECT_FALSE(std::filesystem::exists(root / "x"));
 }
