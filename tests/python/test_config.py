@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def test_both_spellings_of_keys_and_all_native_keys() -> None:
     )
     assert found == NativeConfig(
         host_bytes=2 * GIB,
-        directory=Path("/kv"),
+        directories=(Path("/kv"),),
         nvme_bytes=3 * GIB // 2,
         io_engine="threads",
         region_bytes=GIB // 4,
@@ -138,6 +139,7 @@ def test_host_size(value: object) -> None:
     [
         ("chunk_size", 0, "whole number"),
         ("chunk_size", 12.5, "whole number"),
+        ("chunk_size", 10**400, "whole number"),
         ("io_engine", "uring", "auto, io_uring, threads"),
         ("fail_when_locked", "maybe", "true"),
         ("promotion_deadline", 0, "greater than 0"),
@@ -145,8 +147,11 @@ def test_host_size(value: object) -> None:
         ("load_failure_policy", "retry", "recompute, fail"),
         ("copy_threads", 65, "1 to 64"),
         ("local_disk", "s3://bucket/kv", "a directory"),
-        ("local_disk", "/a,/b", "one directory"),
+        ("local_disk", "/a,s3://bucket", "a directory"),
+        ("local_disk", "/a,/a", "different directories"),
         ("local_disk", "", "non-empty"),
+        ("local_disk", [], "a directory"),
+        ("local_disk", 7, "a directory"),
         ("model_fingerprint", 7, "text"),
     ],
 )
@@ -178,13 +183,13 @@ def test_vllm_keys_pass() -> None:
 
 
 def test_what_is_ignored_is_named_once(log: list[str]) -> None:
-    extra = SIZE | {"lmcache.use_layerwise": True, "store_threshold": 2, "lmcache.mp.host": "x"}
-    environ = {"LMCACHE_USE_LAYERWISE": "True", "LMCACHE_NATIVE": "1", "LMCACHE_LOG_LEVEL": "INFO", "LMCACHE_EC_CHUNK_SIZE": "1"}
+    extra = SIZE | {"store_threshold": 2, "enable_telemetry": False, "lmcache.mp.host": "x", "lmcache.enable_async_loading": False}
+    environ = {"LMCACHE_NATIVE": "1", "LMCACHE_LOG_LEVEL": "INFO", "LMCACHE_EC_CHUNK_SIZE": "1"}
     resolve(extra, environ)
     assert log == []
     resolve(extra, environ, warn=True)
-    ignored = "LMCACHE_EC_CHUNK_SIZE, LMCACHE_USE_LAYERWISE, lmcache.mp.host, lmcache.use_layerwise, store_threshold"
-    assert log == ["ignored, no meaning here: " + ignored]
+    accepted = "LMCACHE_EC_CHUNK_SIZE, lmcache.enable_async_loading, lmcache.mp.host"
+    assert log == ["ignored, no meaning here: store_threshold", "without effect, and not needed here: " + accepted]
 
 
 def test_unknown_environment_is_a_warning_with_the_nearest_name(log: list[str]) -> None:
@@ -217,7 +222,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_machine_accepts_a_path_that_is_not_there_and_creates_nothing(tmp_path: Path) -> None:
-    check_machine(NativeConfig(host_bytes=GIB, directory=tmp_path / "a" / "b", nvme_bytes=1 << 20))
+    check_machine(NativeConfig(host_bytes=GIB, directories=(tmp_path / "a" / "b",), nvme_bytes=1 << 20))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -228,22 +233,49 @@ def test_host_size_beyond_memory() -> None:
 
 def test_nvme_limit_beyond_the_file_system(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"max_local_disk_size=1e\+06.*GiB in all"):
-        check_machine(NativeConfig(host_bytes=GIB, directory=tmp_path, nvme_bytes=10**6 * GIB))
+        check_machine(NativeConfig(host_bytes=GIB, directories=(tmp_path,), nvme_bytes=10**6 * GIB))
 
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "kv").write_text("")
     with pytest.raises(InvalidArgument, match="is not a directory"):
-        check_machine(NativeConfig(host_bytes=GIB, directory=tmp_path / "kv" / "deeper", nvme_bytes=1 << 20))
+        check_machine(NativeConfig(host_bytes=GIB, directories=(tmp_path / "kv" / "deeper",), nvme_bytes=1 << 20))
 
 
 def test_a_place_nobody_may_write() -> None:
     with pytest.raises(InvalidArgument, match="no permission to write in /proc"):
-        check_machine(NativeConfig(host_bytes=GIB, directory=Path("/proc/sys/kernel/kv"), nvme_bytes=1 << 20))
+        check_machine(NativeConfig(host_bytes=GIB, directories=(Path("/proc/sys/kernel/kv"),), nvme_bytes=1 << 20))
+
+
+def test_every_directory_is_checked(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidArgument, match="is not a directory"):
+        check_machine(NativeConfig(host_bytes=GIB, directories=(tmp_path / "kv", tmp_path / "file"), nvme_bytes=1 << 20))
+
+
+def test_directories_on_one_file_system_share_its_size(tmp_path: Path) -> None:
+    both = (tmp_path / "a", tmp_path / "b")
+    total = shutil.disk_usage(tmp_path).total
+    with pytest.raises(InvalidArgument, match="GiB in all"):
+        check_machine(NativeConfig(host_bytes=GIB, directories=both, nvme_bytes=total + 2))
+    # Of three engines two are in `a` and one in `b`: everything fits exactly.
+    check_machine(NativeConfig(host_bytes=GIB, directories=both, nvme_bytes=total - total % 3, data_parallel_engines=3))
 
 
 def test_engines_divide_the_limit() -> None:
-    whole = NativeConfig(host_bytes=GIB, directory=Path("/kv"), nvme_bytes=10 * GIB)
+    whole = NativeConfig(host_bytes=GIB, directories=(Path("/kv"),), nvme_bytes=10 * GIB)
     assert config.engine_directory(whole, 1) == Path("/kv/vllm-dp1")
     assert config.engine_nvme_bytes(whole, 4) * 4 <= whole.nvme_bytes
     assert config.engine_directory(NativeConfig(host_bytes=GIB), 0) is None
+
+
+def test_engines_take_directories_in_turn() -> None:
+    several = NativeConfig(host_bytes=GIB, directories=(Path("/a"), Path("/b")), nvme_bytes=GIB)
+    assert several.directory == Path("/a")
+    assert NativeConfig(host_bytes=GIB).directory is None
+    found = [config.engine_directory(several, i) for i in range(3)]
+    assert found == [Path("/a/vllm-dp0"), Path("/b/vllm-dp1"), Path("/a/vllm-dp2")]
+
+
+def test_available_memory_is_some_of_what_there_is() -> None:
+    assert 0 < config.available_memory_bytes() < config.memory_limit_bytes()

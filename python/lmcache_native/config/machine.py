@@ -1,0 +1,107 @@
+"""What the machine has: memory, file systems; and each engine's share of what was configured."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from lmcache_native.config.values import GIB, NativeConfig
+from lmcache_native.errors import InvalidArgument
+
+_LIMIT_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def check_machine(config: NativeConfig) -> None:
+    """Host size against memory, paths and limit against the file systems. Creates and changes nothing."""
+    memory = memory_limit_bytes()
+    if config.host_bytes > memory:
+        raise InvalidArgument(
+            f"host size {config.host_bytes / GIB:.2f} GiB (--kv-offloading-size, max_local_cpu_size): "
+            f"this machine may use {memory / GIB:.2f} GiB of memory"
+        )
+    for directory in config.directories:
+        _check_directory(directory)
+    # One file system may hold several of the directories.
+    needs: dict[int, tuple[Path, int]] = {}
+    for directory, used in zip(config.directories, _shares(config), strict=True):
+        existing = _existing(directory)
+        first, before = needs.get(existing.stat().st_dev, (existing, 0))
+        needs[existing.stat().st_dev] = (first, before + used)
+    for existing, used in needs.values():
+        total = shutil.disk_usage(existing).total
+        if used > total:
+            share = f", {used / GIB:g} of it there" if used != config.nvme_bytes else ""
+            raise InvalidArgument(
+                f"max_local_disk_size={config.nvme_bytes / GIB:g}{share}: "
+                f"the file system of {existing} has {total / GIB:.1f} GiB in all"
+            )
+
+
+def _shares(config: NativeConfig) -> list[int]:
+    """Bytes that may lie below each directory, as far as the number of engines is known."""
+    places = len(config.directories)
+    engines = config.data_parallel_engines or places
+    share = engine_nvme_bytes(config, engines)
+    return [share * len(range(i, engines, places)) for i in range(places)]
+
+
+def _existing(directory: Path) -> Path:
+    while not directory.exists():
+        directory = directory.parent
+    return directory
+
+
+def _check_directory(directory: Path) -> None:
+    existing = _existing(directory)
+    if not existing.is_dir():
+        raise InvalidArgument(f"local_disk={str(directory)!r}: {existing} is not a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InvalidArgument(f"local_disk={str(directory)!r}: no permission to write in {existing}")
+
+
+def memory_limit_bytes() -> int:
+    """Physical memory, or the control group's limit when that is smaller."""
+    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file, _ in _LIMIT_FILES:
+        found = _number_in(file)
+        if found is not None:
+            limit = min(limit, found)
+    return limit
+
+
+def available_memory_bytes() -> int:
+    """What the kernel says new programs can have without swapping, or what the control group leaves when that is less."""
+    available = memory_limit_bytes()
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            available = min(available, int(rest.split()[0]) * 1024)
+    for limit_file, used_file in _LIMIT_FILES:
+        limit, used = _number_in(limit_file), _number_in(used_file)
+        if limit is not None and used is not None:
+            available = min(available, max(0, limit - used))
+    return available
+
+
+def _number_in(file: str) -> int | None:
+    try:
+        text = Path(file).read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def engine_directory(config: NativeConfig, engine_index: int) -> Path | None:
+    """The directory of one vLLM engine: it has one owner. Engines take the configured directories in turn."""
+    if not config.directories:
+        return None
+    return config.directories[engine_index % len(config.directories)] / f"vllm-dp{engine_index}"
+
+
+def engine_nvme_bytes(config: NativeConfig, engines: int) -> int:
+    """One engine's share of the limit of all."""
+    return config.nvme_bytes // engines

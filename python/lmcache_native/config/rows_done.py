@@ -1,0 +1,335 @@
+"""The rows that have an effect. LMCache's names where they mean the same; the others are ours."""
+
+from __future__ import annotations
+
+from lmcache_native.config.table import BLOCK, TOKEN, Key, Kind, Place, Theme
+from lmcache_native.config.values import (
+    HASH_ALGORITHMS,
+    IO_ENGINES,
+    LOAD_FAILURE_POLICIES,
+    Profile,
+    byte_count,
+    directories,
+    flag,
+    mapping,
+    milliseconds,
+    numa_mode,
+    numa_nodes,
+    one_of,
+    ratio,
+    reserve,
+    retrieves_nvme,
+    seconds,
+    seconds_or_zero,
+    size,
+    size_or_zero,
+    text,
+    whole,
+)
+
+_D = Kind.DONE
+
+# fmt: off
+HOST = (
+    Key(
+        "max_local_cpu_size", _D, Theme.HOST, "number, GiB", 5.0,
+        "Host memory. The total of one engine; LMCache counts per rank. --kv-offloading-size wins over it.",
+        size, "host_bytes", "GiB", shown_default={Profile.LMCACHE: "5", Profile.OFFLOADING: "required"},
+    ),
+    Key(
+        "cpu_bytes_to_use", _D, Theme.HOST, "number, bytes", None,
+        "What vLLM makes of --kv-offloading-size GIB. Above all other sources for the size of host memory.",
+        byte_count, "host_bytes", secondary=True, place=Place.EXTRA,
+    ),
+    Key(
+        "reserve_local_cpu_size", _D, Theme.HOST, "number, GiB", 0.0,
+        "Leave at least this much of the memory that is available at start; host memory becomes smaller for it. An error when "
+        "less than 4 MiB would be left.",
+        reserve, unit="GiB",
+    ),
+    Key(
+        "local_cpu", _D, Theme.HOST, "flag", True,
+        "false needs local_disk. Host memory of max_local_cpu_size is then what stages NVMe; unlike in LMCache, what lies in it "
+        "is a hit all the same.",
+        flag,
+    ),
+    Key(
+        "local_cpu_use_hugepages", _D, Theme.HOST, "flag", False,
+        "Host memory from the machine's reserved huge pages (vm.nr_hugepages).",
+        flag, "hugetlb",
+    ),
+    Key(
+        "numa_mode", _D, Theme.HOST, "auto, manual or null", None,
+        "Where host memory lies: auto, on the NUMA nodes of the engine's GPUs; manual, on the nodes in extra_config's "
+        "gpu_to_numa_mapping; null, wherever the kernel puts it.",
+        numa_mode, shown_default="null",
+    ),
+    Key(
+        "gpu_to_numa_mapping", _D, Theme.HOST, "mapping, GPU to node", None,
+        "For numa_mode manual. Host memory is spread over all nodes named; LMCache gives each rank its GPU's.",
+        numa_nodes, "numa_nodes", needs=("numa_mode",), place=Place.SUB,
+    ),
+)
+
+NVME = (
+    Key(
+        "local_disk", _D, Theme.NVME, "path, list, or text with commas", None,
+        "Directory of the NVMe tier; file:// is allowed. Each engine owns one below it (vllm-dp0, vllm-dp1, ...); with several "
+        "directories, engines take them in turn. Kept across restarts, unlike in LMCache.",
+        directories, "directories", shown_default="none: host memory only",
+    ),
+    Key(
+        "max_local_disk_size", _D, Theme.NVME, "number, GiB", 0.0,
+        "Hard limit on NVMe, required with local_disk. The total of all engines of the node; LMCache counts per rank.",
+        size_or_zero, "nvme_bytes", "GiB", shown_default="required with local_disk",
+    ),
+    Key(
+        "local_disk_path_sharding", _D, Theme.NVME, "by_gpu", "by_gpu",
+        "How several directories are used. Here engine i (not rank i) uses directory i modulo their number.",
+        one_of("by_gpu"),
+    ),
+    Key(
+        "io_engine", _D, Theme.NVME, "auto, io_uring or threads", "auto",
+        "How NVMe is read and written. auto takes io_uring where the kernel allows it and says which in the log.",
+        one_of(*IO_ENGINES), "io_engine",
+    ),
+    Key(
+        "region_size", _D, Theme.NVME, "number, GiB", None,
+        "Piece in which NVMe space is reused.",
+        size, "region_bytes", "GiB", shown_default="0.25 where there is room",
+    ),
+    Key(
+        "fail_when_locked", _D, Theme.NVME, "flag", False,
+        "Whether a directory that another process owns is an error. Otherwise the engine runs with host memory only.",
+        flag, "fail_when_locked",
+    ),
+    Key(
+        "lock_wait", _D, Theme.NVME, "number, s", 10.0,
+        "How long to wait for a directory that another process owns.",
+        seconds_or_zero, "lock_wait_s",
+    ),
+    Key(
+        "data_parallel_engines", _D, Theme.NVME, "whole number", None,
+        "Engines on this node that share max_local_disk_size. Needed only where vLLM does not say it itself.",
+        whole(1, 4096), "data_parallel_engines", shown_default="vLLM's",
+    ),
+)
+
+CHUNKS = (
+    Key(
+        "chunk_size", _D, Theme.CHUNKS, "whole number, tokens", 256,
+        "Tokens of a chunk: what is stored and found as one. For the offloading connector a multiple of the engine's block.",
+        whole(1, 1 << 20), "chunk_tokens", shown_default={Profile.LMCACHE: "256", Profile.OFFLOADING: "the engine's block"},
+    ),
+    Key(
+        "cache_policy", _D, Theme.CHUNKS, "text", "LRU",
+        "Which chunk host memory gives up first. A name that the store does not have stops the start with those it has.",
+        text, "cache_policy",
+    ),
+    Key(
+        "pre_caching_hash_algorithm", _D, Theme.CHUNKS, "name of LMCache or vLLM", "builtin",
+        "Every known name is accepted and none changes anything: keys are a SHA-256 chain, the same in all processes. "
+        "PYTHONHASHSEED is not needed.",
+        one_of(*HASH_ALGORITHMS),
+    ),
+    Key(
+        "model_fingerprint", _D, Theme.CHUNKS, "text", None,
+        "Names the weights, where the files are not there to be looked at. Change it when the weights change.",
+        text, "model_fingerprint", shown_default="from the files",
+    ),
+    Key(
+        "extra_config", _D, Theme.CHUNKS, "mapping, or JSON text of one", None,
+        "Further keys, marked extra_config in these tables. As in LMCache a later source replaces the whole mapping.",
+        mapping,
+    ),
+)
+
+LOADING = (
+    Key(
+        "enable_async_loading", _D, Theme.LOADING, "flag", True,
+        "Whether the engine computes other requests while one is loaded. LMCache's default is false; here only an explicit "
+        "false makes loads synchronous.",
+        flag, "async_loading", connectors=TOKEN, elsewhere="it always loads asynchronously", shown_default="true",
+    ),
+    Key(
+        "use_layerwise", _D, Theme.LOADING, "flag", False,
+        "Load and store layer by layer, while the engine computes. Loads are then synchronous.",
+        flag, "layerwise", connectors=TOKEN,
+    ),
+    Key(
+        "min_retrieve_tokens", _D, Theme.LOADING, "whole number, tokens", 0,
+        "A hit of fewer tokens is not loaded.",
+        whole(0), "min_retrieve_tokens", connectors=TOKEN,
+    ),
+    Key(
+        "hit_miss_ratio", _D, Theme.LOADING, "number, 0 to 1", None,
+        "For tests: at most this part of a prompt is a hit.",
+        ratio, "hit_miss_ratio", connectors=TOKEN,
+    ),
+    Key(
+        "retrieve_locations", _D, Theme.LOADING, "list of names", None,
+        "LocalCPUBackend, or LocalCPUBackend and LocalDiskBackend. Without LocalDiskBackend nothing is looked up on NVMe.",
+        retrieves_nvme, "retrieve_nvme", connectors=TOKEN, shown_default="both",
+    ),
+    Key(
+        "blocking_timeout_secs", _D, Theme.LOADING, "number, s", 10,
+        "How long a synchronous load may take; afterwards its tokens are computed.",
+        seconds, "load_timeout_s", connectors=TOKEN, elsewhere="no load blocks the engine there",
+    ),
+    Key(
+        "promotion_deadline", _D, Theme.LOADING, "number, s", 10.0,
+        "How long a request waits for NVMe before the chunk counts as a miss.",
+        seconds, "promotion_deadline_s",
+    ),
+    Key(
+        "lookup_timeout_ms", _D, Theme.LOADING, "number, ms", 3000,
+        "LMCache's name for promotion_deadline. When absent, the default is ours (10 s).",
+        milliseconds, "promotion_deadline_s", "ms", secondary=True, shown_default="",
+    ),
+    Key(
+        "promotion_budget", _D, Theme.LOADING, "number, GiB", None,
+        "How much one request may bring from NVMe into host memory.",
+        size, "promotion_budget_bytes", "GiB", shown_default="half of host memory",
+    ),
+    Key(
+        "request_ttl", _D, Theme.LOADING, "number, s", 30.0,
+        "Hits of a request that is not scheduled for so long are unpinned.",
+        seconds, "request_ttl_s",
+    ),
+    Key(
+        "pin_timeout_sec", _D, Theme.LOADING, "number, s", 300,
+        "LMCache's name for request_ttl. When absent, the default is ours (30 s).",
+        seconds, "request_ttl_s", secondary=True, shown_default="",
+    ),
+    Key(
+        "load_failure_policy", _D, Theme.LOADING, "recompute or fail", "recompute",
+        "What a failed load is for the request: its tokens are computed, or it ends with an error.",
+        one_of(*LOAD_FAILURE_POLICIES), "load_failure_policy",
+    ),
+    Key(
+        "copy_threads", _D, Theme.LOADING, "whole number", 1,
+        "Threads of each worker that copy, where there is no GPU.",
+        whole(1, 64), "copy_threads",
+    ),
+)
+
+SAVING = (
+    Key(
+        "save_decode_cache", _D, Theme.SAVING, "flag", False,
+        "Whether generated tokens are stored too. For the offloading connector see offload_prompt_only.",
+        flag, "save_decode", connectors=TOKEN,
+    ),
+    Key(
+        "save_unfull_chunk", _D, Theme.SAVING, "flag", False,
+        "Whether the last tokens of a prompt, fewer than a chunk, are stored.",
+        flag, "save_partial_chunk", connectors=TOKEN,
+    ),
+    Key(
+        "discard_partial_chunks", _D, Theme.SAVING, "flag", False,
+        "true overrules save_unfull_chunk.",
+        flag, connectors=TOKEN, elsewhere="it stores whole chunks only", place=Place.EXTRA,
+    ),
+    Key(
+        "priority_limit", _D, Theme.SAVING, "whole number", None,
+        "Requests whose priority value is larger are not stored.",
+        whole(), "priority_limit", connectors=TOKEN,
+    ),
+    Key(
+        "store_location", _D, Theme.SAVING, "name", None,
+        "LocalCPUBackend without local_disk, LocalDiskBackend with it: what is stored goes to host memory first and, where "
+        "there is local_disk, to NVMe too.",
+        text,
+    ),
+    Key(
+        "force_skip_save", _D, Theme.SAVING, "flag", False,
+        "Load only, store nothing. In LMCache an environment variable where any text, also false, counts as true.",
+        flag, "skip_save", connectors=TOKEN,
+    ),
+)
+
+PROCESS = (
+    Key(
+        "lmcache_instance_id", _D, Theme.PROCESS, "text", None,
+        "A name for this instance, for logs and events.",
+        text, "instance_id",
+    ),
+    Key(
+        "enable_kv_events", _D, Theme.PROCESS, "flag", False,
+        "Tell vLLM's event publisher which chunks were stored.",
+        flag, "kv_events", connectors=TOKEN,
+    ),
+    Key(
+        "py_enable_gc", _D, Theme.PROCESS, "flag", True,
+        "false turns Python's garbage collector off in the engine's processes.",
+        flag, "python_gc", connectors=TOKEN,
+    ),
+    Key(
+        "native", _D, Theme.PROCESS, "flag", False,
+        "Serve vLLM's connectors by lmcache-native without naming it in --kv-transfer-config.",
+        place=Place.ENVIRONMENT,
+    ),
+    Key(
+        "config_file", _D, Theme.PROCESS, "path", None,
+        "A file of these keys: JSON when its name ends in .json, else YAML.",
+        place=Place.ENVIRONMENT,
+    ),
+    Key(
+        "log_level", _D, Theme.PROCESS, "DEBUG, INFO, WARNING, ...", "INFO",
+        "Level of our log.",
+        place=Place.ENVIRONMENT,
+    ),
+    Key(
+        "native_ignore_unsupported", _D, Theme.PROCESS, "flag", False,
+        "Unsupported keys become one warning instead of an error. Wrong values stay errors.",
+        flag, place=Place.ENVIRONMENT,
+    ),
+)
+
+REQUEST = (
+    Key(
+        "lmcache.skip_save", _D, Theme.REQUEST, "flag", False,
+        "This request is not stored.",
+        connectors=TOKEN, place=Place.REQUEST,
+    ),
+    Key(
+        "lmcache.tag.*", _D, Theme.REQUEST, "text", None,
+        "Part of the key: a request hits only chunks of requests with the same tags.",
+        connectors=TOKEN, place=Place.REQUEST,
+    ),
+)
+
+VLLM = (
+    Key(
+        "block_size", _D, Theme.VLLM, "whole number, tokens", None,
+        "Tokens of a chunk, as chunk_size.",
+        connectors=BLOCK, instead="use chunk_size", place=Place.EXTRA,
+    ),
+    Key(
+        "blocks_per_chunk", _D, Theme.VLLM, "whole number", None,
+        "Engine blocks of a chunk.",
+        connectors=BLOCK, instead="use chunk_size", place=Place.EXTRA,
+    ),
+    Key(
+        "offload_prompt_only", _D, Theme.VLLM, "flag", True,
+        "false stores generated tokens too.",
+        connectors=BLOCK, instead="use save_decode_cache", place=Place.EXTRA,
+    ),
+    Key(
+        "self_describing_kv_events", _D, Theme.VLLM, "flag", False,
+        "vLLM's events carry tokens and parent.",
+        connectors=BLOCK, instead="use enable_kv_events", place=Place.EXTRA,
+    ),
+    Key(
+        "spec_name", _D, Theme.VLLM, "name", None,
+        "Filled in by the offloading connector.",
+        connectors=BLOCK, elsewhere="it has no spec", place=Place.EXTRA,
+    ),
+    Key(
+        "spec_module_path", _D, Theme.VLLM, "module", None,
+        "Not needed.",
+        connectors=BLOCK, elsewhere="it has no spec", place=Place.EXTRA,
+    ),
+)
+# fmt: on
+
+ROWS = HOST + NVME + CHUNKS + LOADING + SAVING + PROCESS + REQUEST + VLLM
