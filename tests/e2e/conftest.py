@@ -54,10 +54,20 @@ def tiny() -> Path:
     return _model("LMCN_MODEL_TINY_QWEN3")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def engine(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     from engine import InProcessEngine
 
     running = InProcessEngine(smollm2, tmp_path_factory.mktemp("engine") / "kv")
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def token_engine(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """As `engine`, with LMCacheNativeConnector. A process holds one engine with a connector at a time: hence the scope."""
+    from token_engine import TokenEngine
+
+    running = TokenEngine(smollm2, tmp_path_factory.mktemp("token_engine") / "kv")
     yield running
     running.close()

@@ -152,7 +152,7 @@ class InProcessEngine:
     def failing_loads(self, item: int) -> Iterator[None]:
         """The copier reports chunk `item` of every load as failed, and its block holds garbage."""
         worker = self.worker
-        copier = worker._attached()
+        copier = worker.attached()
 
         def poll() -> list[Any]:
             ended = []
@@ -201,7 +201,7 @@ class InProcessEngine:
     def held_copies(self) -> Iterator[HeldCopier]:
         """Copies are handed to the copier only when asked for, or waited for."""
         worker = self.worker
-        held = HeldCopier(worker._attached())
+        held = HeldCopier(worker.attached())
         with _replaced(worker, _copier=held):
             yield held
             held.let_go()

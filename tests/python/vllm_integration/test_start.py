@@ -22,7 +22,7 @@ from lmcache_native.integration.vllm.connector import NativeOffloadingConnector,
 from lmcache_native.integration.vllm.layout import WorkerLayout, agreed_layout, machine_id
 
 HOST = NativeConfig(host_bytes=GIB)
-NVME = NativeConfig(host_bytes=GIB, directory=Path("/kv"), nvme_bytes=GIB)
+NVME = NativeConfig(host_bytes=GIB, directories=(Path("/kv"),), nvme_bytes=GIB)
 LAYOUT = WorkerLayout(rank=0, layers=3, page_bytes=65536, rank_bytes=3 * 65536, layout_id="opaque:test", machine=machine_id())
 
 

@@ -12,7 +12,7 @@ from vllm.v1.kv_offload.base import GPULoadStoreSpec
 from world import HIT, MISS, PENDING, World, caches
 
 from lmcache_native.errors import Unsupported
-from lmcache_native.integration.vllm import worker as worker_module
+from lmcache_native.integration.vllm import copier_client
 from lmcache_native.integration.vllm.layout import PagedMemory
 from lmcache_native.integration.vllm.slots import SlotLoadStoreSpec
 from lmcache_native.integration.vllm.worker import NativeOffloadingWorker, chunk_spans
@@ -127,14 +127,14 @@ def test_wait_covers_jobs_under_way(world: World) -> None:
 def test_no_scheduler_to_attach_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loads fail (vLLM recomputes), stores go nowhere, and only the first job waits."""
     waits: list[float] = []
-    attach = worker_module.ArenaAttachment.attach
+    attach = copier_client.ArenaAttachment.attach
 
     def counting(engine_id: str, rank: int, rank_bytes: int, timeout_s: float) -> Any:
         waits.append(timeout_s)
         return attach(engine_id, rank, rank_bytes, timeout_s)
 
-    monkeypatch.setattr(worker_module, "ATTACH_TIMEOUT_S", 0.01)
-    monkeypatch.setattr(worker_module, "ArenaAttachment", type("Counting", (), {"attach": staticmethod(counting)}))
+    monkeypatch.setattr(copier_client, "ATTACH_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(copier_client, "ArenaAttachment", type("Counting", (), {"attach": staticmethod(counting)}))
     lonely = NativeOffloadingWorker(caches(0), engine_id="nobody-serves-this", rank=0, blocks_per_chunk=1, copy_threads=1)
     spec = SlotLoadStoreSpec(5, array("Q", [0]), array("I", [1]))
     assert lonely.submit_load(1, spec, GPULoadStoreSpec([4], (1,), (0,)))

@@ -1,22 +1,23 @@
-"""vLLM: `--kv-transfer-config` finds NativeOffloadingConnector here; `plugin.register` serves plain `--kv-offloading-size`.
+"""vLLM: `--kv-transfer-config` finds the connectors here; `plugin.register` serves vLLM's and LMCache's own names.
 
 Importing this package imports no part of vLLM.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
-__all__ = ["NativeOffloadingConnector", "NativeOffloadingSpec"]
+_MODULES = {
+    "LMCacheNativeConnector": "token_connector",
+    "NativeOffloadingConnector": "connector",
+    "NativeOffloadingSpec": "spec",
+}
+
+__all__ = ["LMCacheNativeConnector", "NativeOffloadingConnector", "NativeOffloadingSpec"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "NativeOffloadingConnector":
-        from lmcache_native.integration.vllm.connector import NativeOffloadingConnector
-
-        return NativeOffloadingConnector
-    if name == "NativeOffloadingSpec":
-        from lmcache_native.integration.vllm.spec import NativeOffloadingSpec
-
-        return NativeOffloadingSpec
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

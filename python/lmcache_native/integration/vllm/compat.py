@@ -6,6 +6,7 @@ names it, instead of an ImportError from somewhere deep.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 from collections.abc import Callable
@@ -22,17 +23,26 @@ _CONNECTOR = "vllm.distributed.kv_transfer.kv_connector.v1"
 
 # name here -> (module, attribute)
 _INTERFACES = {
+    "AllBlocksCleared": ("vllm.distributed.kv_events", "AllBlocksCleared"),
     "AttentionLayerBase": ("vllm.model_executor.layers.attention_layer_base", "AttentionLayerBase"),
+    "BlockStored": ("vllm.distributed.kv_events", "BlockStored"),
     "CacheHitSource": ("vllm.v1.metrics.cache_hit_source", "CacheHitSource"),
     "FullAttentionSpec": ("vllm.v1.kv_cache_interface", "FullAttentionSpec"),
+    "get_hash_fn_by_name": ("vllm.utils.hashing", "get_hash_fn_by_name"),
+    "get_layers_from_vllm_config": ("vllm.config", "get_layers_from_vllm_config"),
     "GPULoadStoreSpec": ("vllm.v1.kv_offload.base", "GPULoadStoreSpec"),
+    "group_kernel_blocks": ("vllm.v1.kv_cache_interface", "group_kernel_blocks"),
+    "KVConnectorBase_V1": (f"{_CONNECTOR}.base", "KVConnectorBase_V1"),
     "KVConnectorFactory": ("vllm.distributed.kv_transfer.kv_connector.factory", "KVConnectorFactory"),
     "KVConnectorHandshakeMetadata": (f"{_CONNECTOR}.base", "KVConnectorHandshakeMetadata"),
+    "KVConnectorMetadata": (f"{_CONNECTOR}.base", "KVConnectorMetadata"),
     "KVConnectorRole": (f"{_CONNECTOR}.base", "KVConnectorRole"),
+    "KVConnectorWorkerMetadata": (f"{_CONNECTOR}.base", "KVConnectorWorkerMetadata"),
     "LoadStoreSpec": ("vllm.v1.kv_offload.base", "LoadStoreSpec"),
     "Locality": ("vllm.v1.kv_offload.base", "Locality"),
     "LookupResult": ("vllm.v1.kv_offload.base", "LookupResult"),
     "Medium": ("vllm.v1.kv_offload.base", "Medium"),
+    "MLAAttentionSpec": ("vllm.v1.kv_cache_interface", "MLAAttentionSpec"),
     "OffloadingConnector": (f"{_CONNECTOR}.offloading_connector", "OffloadingConnector"),
     "OffloadingConnectorStats": (f"{_CONNECTOR}.offloading.metrics", "OffloadingConnectorStats"),
     "OffloadingCounterMetadata": ("vllm.v1.kv_offload.base", "OffloadingCounterMetadata"),
@@ -42,15 +52,16 @@ _INTERFACES = {
     "OffloadingSpecFactory": ("vllm.v1.kv_offload.factory", "OffloadingSpecFactory"),
     "OffloadingWorker": ("vllm.v1.kv_offload.base", "OffloadingWorker"),
     "OffloadingWorkerMetadata": (f"{_CONNECTOR}.offloading.common", "OffloadingWorkerMetadata"),
+    "OffloadPromMetrics": (f"{_CONNECTOR}.offloading.metrics", "OffloadPromMetrics"),
     "PrepareStoreOutput": ("vllm.v1.kv_offload.base", "PrepareStoreOutput"),
     "RequestOffloadingContext": ("vllm.v1.kv_offload.base", "RequestOffloadingContext"),
+    "RequestStatus": ("vllm.v1.request", "RequestStatus"),
+    "resolve_none_hash_seed": ("vllm.v1.core.kv_cache_utils", "resolve_none_hash_seed"),
+    "SupportsHMA": (f"{_CONNECTOR}.base", "SupportsHMA"),
     "TierFilter": ("vllm.v1.kv_offload.base", "TierFilter"),
     "TransferResult": ("vllm.v1.kv_offload.base", "TransferResult"),
     "UniformTypeKVCacheSpecs": ("vllm.v1.kv_cache_interface", "UniformTypeKVCacheSpecs"),
     "VllmConfig": ("vllm.config", "VllmConfig"),
-    "get_hash_fn_by_name": ("vllm.utils.hashing", "get_hash_fn_by_name"),
-    "get_layers_from_vllm_config": ("vllm.config", "get_layers_from_vllm_config"),
-    "resolve_none_hash_seed": ("vllm.v1.core.kv_cache_utils", "resolve_none_hash_seed"),
 }
 
 
@@ -94,6 +105,23 @@ def register_spec(name: str, module: str) -> None:
     factory = __getattr__("OffloadingSpecFactory")
     if name not in _registry(factory, "OffloadingSpecFactory"):
         factory.register_spec(name, module, name)
+
+
+def add_connector(name: str, load: Callable[[], Any]) -> bool:
+    """Makes `kv_connector: name` known to vLLM, so that it needs no kv_connector_module_path. False: was known already."""
+    registry = _registry(__getattr__("KVConnectorFactory"), "KVConnectorFactory")
+    if name in registry:
+        return False
+    registry[name] = load
+    return True
+
+
+def connector_class(kv_transfer_config: Any) -> Any:
+    """None: none is named, or it cannot be loaded."""
+    try:
+        return __getattr__("KVConnectorFactory").get_connector_class(kv_transfer_config)
+    except (ImportError, AttributeError, ValueError):
+        return None
 
 
 def replace_connector(name: str, original_name: str, load: Callable[[], Any]) -> bool:
@@ -147,3 +175,23 @@ def uniform_specs(kv_cache_spec: Any) -> list[Any]:
     if isinstance(kv_cache_spec, __getattr__("UniformTypeKVCacheSpecs")):
         return list(kv_cache_spec.kv_cache_specs.values())
     return [kv_cache_spec]
+
+
+def layer_specs(group: Any) -> dict[str, Any]:
+    """Layer name -> its spec, of one KV cache group. A layer that uses another's cache may be missing."""
+    spec = group.kv_cache_spec
+    if isinstance(spec, __getattr__("UniformTypeKVCacheSpecs")):
+        return dict(spec.kv_cache_specs)
+    return dict.fromkeys(group.layer_names, spec)
+
+
+def cache_writes(vllm_config: Any, layer_names: list[str]) -> dict[str, Callable[[Any, Any, Any, Any], None]]:
+    """Layer name -> what the engine calls to put keys and values [token, head, dim] into its cache, as
+    (key, value, cache, slot_mapping). Layers without one are left out (worker side only)."""
+    layers = __getattr__("get_layers_from_vllm_config")(vllm_config, __getattr__("AttentionLayerBase"), layer_names)
+    found: dict[str, Callable[[Any, Any, Any, Any], None]] = {}
+    for name, layer in layers.items():
+        update = getattr(getattr(layer, "impl", None), "do_kv_cache_update", None)
+        if update is not None:
+            found[name] = functools.partial(update, layer)
+    return found

@@ -7,11 +7,10 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmcache_native import Store, build_info
-from lmcache_native.config import GIB, NativeConfig, check_machine, engine_directory, engine_nvme_bytes, resolve
-from lmcache_native.errors import InvalidArgument
+from lmcache_native.config import check_machine, resolve
 from lmcache_native.integration.vllm import compat, layout, namespace, spec, support
 from lmcache_native.integration.vllm.manager import NativeOffloadingManager
+from lmcache_native.integration.vllm.opening import StoreOpening
 from lmcache_native.integration.vllm.worker import NativeOffloadingWorker, NotStarted
 from lmcache_native.logging import get_logger
 
@@ -59,7 +58,7 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
         transfer.kv_load_failure_policy = self._config.load_failure_policy
         if scheduler:
             check_machine(self._config)
-            self._engines = _engines(vllm_config, self._config)
+            self._opening = StoreOpening(vllm_config, self._config)
         self._backends: list[str] = []
         super().__init__(vllm_config, role, kv_cache_config)
 
@@ -114,74 +113,16 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
         agreed = layout.agreed_layout(metadata, world)
         group = support.offloaded_group(self._kv_cache_config)
         scheduler_config = self.connector_scheduler.config
-        description = namespace.describe(
-            self._vllm_config,
-            self._config,
-            agreed,
-            group,
-            scheduler_config.tokens_per_hash,
-            scheduler_config.blocks_per_chunk,
+        scheme = namespace.block_hash_scheme(
+            self._vllm_config, self._config, group, scheduler_config.tokens_per_hash, scheduler_config.blocks_per_chunk
         )
-        payload_bytes = agreed.rank_bytes * world
-        if self._config.host_bytes < 2 * payload_bytes:
-            raise InvalidArgument(
-                f"host size {self._config.host_bytes / GIB:.3f} GiB (--kv-offloading-size): a chunk of this model takes "
-                f"{payload_bytes / GIB:.3f} GiB, at least two must fit"
-            )
-        store = self._open_store(world, payload_bytes)
-        store.serve(self._vllm_config.kv_transfer_config.engine_id, agreed.rank_bytes)
-        self._manager.open(store, description, payload_bytes)
-        self._log_start(store, payload_bytes)
+        description = namespace.describe(self._vllm_config, self._config, agreed, group, scheme)
+        store = self._opening.open(agreed.rank_bytes)
+        self._manager.open(store, description, agreed.rank_bytes * world)
+        tokens = scheduler_config.kv_group_configs[0].tokens_per_chunk
+        self._opening.log_start(store, "--kv-offloading-size", f"chunk {tokens} tokens, {agreed.rank_bytes * world} bytes")
         logger.info("namespace %s", self._manager.namespace_hex)
         logger.debug("namespace is of:\n%s", namespace.canonical_text(description))
-
-    def _open_store(self, world: int, payload_bytes: int) -> Store:
-        config = self._config
-        directory = engine_directory(config, self._vllm_config.parallel_config.data_parallel_index)
-        try:
-            return Store(
-                host_bytes=config.host_bytes,
-                directory=directory,
-                nvme_bytes=engine_nvme_bytes(config, self._engines),
-                rank_count=world,
-                max_payload_bytes=payload_bytes,
-                region_bytes=config.region_bytes,
-                io_engine=config.io_engine,
-                cache_policy=config.cache_policy,
-                fail_when_locked=config.fail_when_locked,
-                lock_wait_s=config.lock_wait_s,
-                promotion_deadline_s=config.promotion_deadline_s,
-                promotion_budget_bytes=config.promotion_budget_bytes,
-                request_ttl_s=config.request_ttl_s,
-            )
-        except InvalidArgument as error:
-            given = f"--kv-offloading-size {config.host_bytes / GIB:g}"
-            if directory is not None:
-                given += f", local_disk={config.directory}, max_local_disk_size={config.nvme_bytes / GIB:g}"
-            raise InvalidArgument(f"{given}: {error}") from error
-
-    def _log_start(self, store: Store, payload_bytes: int) -> None:
-        config = self._config
-        directory = engine_directory(config, self._vllm_config.parallel_config.data_parallel_index)
-        nvme = "no NVMe"
-        if directory is not None:
-            share = engine_nvme_bytes(config, self._engines) / GIB
-            shared = f" (1/{self._engines} of {config.nvme_bytes / GIB:g})" if self._engines > 1 else ""
-            state = (
-                f"{store.stats()['recovered_chunks']} chunks found, {store.io_engine_note}" if store.nvme_ready else "not in use"
-            )
-            nvme = f"NVMe {directory} {share:g} GiB{shared}: {state}"
-        tokens = self.connector_scheduler.config.kv_group_configs[0].tokens_per_chunk
-        logger.info(
-            "lmcache_native %s serving --kv-offloading-size: host %.2f GiB, %s; chunk %d tokens, %d bytes",
-            build_info()["version"],
-            config.host_bytes / GIB,
-            nvme,
-            tokens,
-            payload_bytes,
-        )
-        if store.nvme_warning:
-            logger.warning("%s", store.nvme_warning)
 
     def on_new_request(self, request: Any) -> None:
         self._manager.announce_adapter(request.lora_request)
@@ -199,21 +140,3 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
         """In the front end, whose configuration no connector has touched."""
         vllm_config.kv_transfer_config.kv_connector_extra_config["spec_name"] = spec.NAME
         return super().build_prom_metrics(vllm_config, *args, **kwargs)
-
-
-def _engines(vllm_config: Any, config: NativeConfig) -> int:
-    """How many engines share the NVMe limit."""
-    parallel = vllm_config.parallel_config
-    if config.data_parallel_engines is not None:
-        return config.data_parallel_engines
-    if parallel.data_parallel_size > 1:
-        return int(parallel.data_parallel_size)
-    if parallel.data_parallel_index > 0 or str(vllm_config.kv_transfer_config.engine_id).endswith("_dp0"):
-        if config.directory is None:
-            return 1
-        # vLLM tells an engine core of a dense model its index, but no longer how many there are.
-        raise InvalidArgument(
-            "data_parallel_engines missing (kv_connector_extra_config): with --data-parallel-size above 1, say how many engines "
-            "divide max_local_disk_size among them (LMCACHE_NATIVE=1 with --kv-offloading-size says it by itself)"
-        )
-    return 1

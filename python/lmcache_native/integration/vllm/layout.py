@@ -21,10 +21,12 @@ class WorkerLayout(compat.KVConnectorHandshakeMetadata):  # type: ignore[misc]
 
     rank: int
     layers: int
-    page_bytes: int
+    page_bytes: int  # of one layer's page; where pages are addressed by token, of one token
     rank_bytes: int
     layout_id: str
     machine: str
+    chunk_tokens: int = 0  # 0: the scheduler knows
+    opaque: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ def agreed_layout(layouts: Mapping[int, Any], world_size: int) -> WorkerLayout:
         raise Unsupported(f"rank(s) {elsewhere} are on another machine than the scheduler: not yet supported")
     first: WorkerLayout = layouts[0]
     for rank, layout in sorted(layouts.items()):
-        for name in ("layers", "page_bytes", "rank_bytes", "layout_id"):
+        for name in ("layers", "page_bytes", "rank_bytes", "layout_id", "chunk_tokens", "opaque"):
             ours, theirs = getattr(first, name), getattr(layout, name)
             if ours != theirs:
                 raise InvalidArgument(f"ranks disagree on {name}: rank 0 has {ours!r}, rank {rank} has {theirs!r}")

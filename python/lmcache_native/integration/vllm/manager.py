@@ -7,15 +7,13 @@ say that their copies have ended.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Collection, Iterable
-from pathlib import Path
 from typing import Any
 
-from lmcache_native import ReadLease, Request, Store, WriteLease, make_namespace
+from lmcache_native import ReadLease, Request, Store, WriteLease
 from lmcache_native.errors import LmcacheNativeError, NotFound, ResourceExhausted, Unavailable
-from lmcache_native.integration.vllm import compat, fingerprint
-from lmcache_native.integration.vllm.namespace import adapter_identity, canonical_text
+from lmcache_native.integration.vllm import compat
+from lmcache_native.integration.vllm.namespace import Namespaces
 from lmcache_native.integration.vllm.slots import SlotLoadStoreSpec
 from lmcache_native.integration.vllm.stats import StatsReporter
 from lmcache_native.integration.vllm.worker import NotStarted
@@ -72,11 +70,8 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self._store: Store | None = None
-        self._description: dict[str, str] = {}
+        self._namespaces = Namespaces({})
         self._payload_bytes = 0
-        self._epoch = ""  # raised by reset_cache
-        self._adapters: dict[tuple[Any, ...], str] = {}
-        self._namespaces: dict[str, bytes] = {}  # by adapter, "": none
         self._announced: Any = None
         self._states: set[_RequestState] = set()
         self._loads: dict[int, _RequestState] = {}
@@ -93,12 +88,12 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
     def open(self, store: Store, description: dict[str, str], payload_bytes: int) -> None:
         """The handshake told what the store needs. `description`: the namespace. `payload_bytes`: one chunk, all ranks."""
         self._store = store
-        self._description = description
+        self._namespaces = Namespaces(description)
         self._payload_bytes = payload_bytes
 
     @property
     def namespace_hex(self) -> str:
-        return self._namespace_of("").hex()
+        return self._namespaces.of(None).hex()
 
     @property
     def store(self) -> Store:
@@ -115,9 +110,8 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
 
     def on_new_request(self, req_context: Any) -> Any:
         lora, self._announced = self._announced, None
-        adapter = "" if lora is None else self._adapter(lora)
         nvme = req_context.load_tier_filter.allows(compat.Medium.STORAGE, compat.Locality.LOCAL)
-        state = _RequestState(self._namespace_of(adapter), 0 if nvme else 1)  # no chunk fits in a budget of one byte
+        state = _RequestState(self._namespaces.of(lora), 0 if nvme else 1)  # no chunk fits in a budget of one byte
         state.lookup = self._first_lookup(state)
         req_context.set_state(state)
         self._states.add(state)
@@ -140,21 +134,6 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
             return state.lookup(key)
 
         return lookup
-
-    def _adapter(self, lora: Any) -> str:
-        """Found out once each time an adapter is loaded; with load_inplace, each time its files change."""
-        name, path = str(lora.lora_name), str(lora.lora_path)
-        files = fingerprint.signature(Path(path)) if lora.load_inplace else ()
-        loaded = (name, path, int(lora.lora_int_id), files)
-        if loaded not in self._adapters:
-            self._adapters[loaded] = adapter_identity(name, path)
-        return self._adapters[loaded]
-
-    def _namespace_of(self, adapter: str) -> bytes:
-        if adapter not in self._namespaces:
-            parts = self._description | ({"lora": adapter} if adapter else {}) | ({"epoch": self._epoch} if self._epoch else {})
-            self._namespaces[adapter] = make_namespace(canonical_text(parts))
-        return self._namespaces[adapter]
 
     # ---- loads --------------------------------------------------------------------------------------------------------
 
@@ -234,11 +213,8 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
     # ---- the rest -----------------------------------------------------------------------------------------------------
 
     def reset_cache(self) -> None:
-        """vLLM does it also because weights are about to change in memory, where no fingerprint sees it. So the namespace gets an
-        epoch that no other process has: what is stored from here on dies with this one. And requests of before the reset may hold
-        KV of the old weights: they load and store nothing any more."""
-        self._epoch = secrets.token_hex(16)
-        self._namespaces.clear()
+        """Requests of before the reset may hold KV of the old weights: they load and store nothing any more."""
+        self._namespaces.raise_epoch()
         for state in self._states:
             state.drop()
             state.outdated = True

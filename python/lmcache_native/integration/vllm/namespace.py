@@ -1,7 +1,7 @@
 """The namespace: everything that must match before bytes may be shared. Two engines with equal text may read each other's chunks.
 
-Not in it, because vLLM puts them into its block hashes: tokens, LoRA name and path, multimodal content, prompt embeddings, cache
-salt. A LoRA adapter's weights are not in the hash, so requests with one get a namespace of their own (`adapter_identity`).
+Not in it, because chunk keys cover them (vLLM's block hashes, or token_keys.py): tokens, multimodal content, prompt embeddings,
+cache salt, tags. A LoRA adapter's weights are in no hash, so requests with one get a namespace of their own (`adapter_identity`).
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lmcache_native import build_info, describe_namespace
+from lmcache_native import build_info, describe_namespace, make_namespace
 from lmcache_native.config import NativeConfig
 from lmcache_native.errors import InvalidArgument
 from lmcache_native.integration.vllm import compat, fingerprint
@@ -24,9 +25,9 @@ HOST_ONLY_HASHES = ("xxhash", "xxhash_cbor")
 
 
 def describe(
-    vllm_config: Any, config: NativeConfig, layout: WorkerLayout, group: Any, tokens_per_hash: int, blocks_per_chunk: int
+    vllm_config: Any, config: NativeConfig, layout: WorkerLayout, group: Any, key_scheme: Mapping[str, str]
 ) -> dict[str, str]:
-    """Name -> value, all text. `group`: the one offloaded KV cache group.
+    """Name -> value, all text. `group`: the one offloaded KV cache group. `key_scheme`: block_hash_scheme() or token_scheme().
 
     InvalidArgument when NVMe is configured and something that must match cannot be known.
     """
@@ -35,16 +36,14 @@ def describe(
     parallel = vllm_config.parallel_config
     lasting = config.directory is not None
     parts = {
+        **key_scheme,
         "format": str(build_info()["format_version"]),
-        "keys": f"vllm-offload-key/1;tokens_per_hash={tokens_per_hash}",
-        "hash": _hash_scheme(cache.prefix_caching_hash_algo, lasting),
         "layout": layout.layout_id,
         "layers": f"{layout.layers}x{layout.page_bytes}",
         "layer_names": _digest("\n".join(group.layer_names)),
         "group": "0",
-        "block_tokens": str(group.kv_cache_spec.block_size),
-        "blocks_per_chunk": str(blocks_per_chunk),
-        "world": f"tp={parallel.tensor_parallel_size};pp={parallel.pipeline_parallel_size}",
+        "world": f"tp={parallel.tensor_parallel_size};pp={parallel.pipeline_parallel_size};"
+        f"dcp={parallel.decode_context_parallel_size};pcp={parallel.prefill_context_parallel_size}",
         "kv_dtype": f"{cache.cache_dtype};{model.dtype};skip={cache.kv_cache_dtype_skip_layers}",
     }
     parts |= _model_parts("model", model, vllm_config.load_config, config, lasting)
@@ -54,6 +53,60 @@ def describe(
         if speculative.draft_model_config is not None:
             parts |= _model_parts("draft", speculative.draft_model_config, vllm_config.load_config, config, lasting)
     return parts
+
+
+def block_hash_scheme(
+    vllm_config: Any, config: NativeConfig, group: Any, tokens_per_hash: int, blocks_per_chunk: int
+) -> dict[str, str]:
+    """Chunk keys are made from vLLM's block hashes."""
+    return {
+        "keys": f"vllm-offload-key/1;tokens_per_hash={tokens_per_hash}",
+        "hash": _hash_scheme(vllm_config.cache_config.prefix_caching_hash_algo, config.directory is not None),
+        "block_tokens": str(group.kv_cache_spec.block_size),
+        "blocks_per_chunk": str(blocks_per_chunk),
+    }
+
+
+def token_scheme(chunk_tokens: int, opaque_block_tokens: int | None) -> dict[str, str]:
+    """Chunk keys are made from tokens (ChunkHasher). `opaque_block_tokens`: the engine's block, where pages are opaque; canonical
+    chunks do not depend on it."""
+    scheme = {"keys": f"tokens/1;chunk_tokens={chunk_tokens}"}
+    return scheme if opaque_block_tokens is None else scheme | {"block_tokens": str(opaque_block_tokens)}
+
+
+class Namespaces:
+    """The namespaces of one engine: one per LoRA adapter, all under one epoch. One thread at a time.
+
+    vLLM resets the connector's cache also because weights are about to change in memory, where no fingerprint sees it. So
+    raise_epoch() names an epoch that no other process has: what is stored from then on dies with this one.
+    """
+
+    def __init__(self, description: Mapping[str, str]) -> None:
+        self._description = dict(description)
+        self._epoch = ""
+        self._adapters: dict[tuple[Any, ...], str] = {}
+        self._made: dict[str, bytes] = {}  # by adapter, "": none
+
+    def of(self, lora_request: Any) -> bytes:
+        """For requests with this adapter (None: without). The adapter's files are read once each time it is loaded; with
+        load_inplace, each time they change."""
+        adapter = "" if lora_request is None else self._adapter(lora_request)
+        if adapter not in self._made:
+            parts = self._description | ({"lora": adapter} if adapter else {}) | ({"epoch": self._epoch} if self._epoch else {})
+            self._made[adapter] = make_namespace(canonical_text(parts))
+        return self._made[adapter]
+
+    def raise_epoch(self) -> None:
+        self._epoch = secrets.token_hex(16)
+        self._made.clear()
+
+    def _adapter(self, lora: Any) -> str:
+        name, path = str(lora.lora_name), str(lora.lora_path)
+        files = fingerprint.signature(Path(path)) if lora.load_inplace else ()
+        loaded = (name, path, int(lora.lora_int_id), files)
+        if loaded not in self._adapters:
+            self._adapters[loaded] = adapter_identity(name, path)
+        return self._adapters[loaded]
 
 
 def canonical_text(parts: dict[str, str]) -> str:

@@ -1,46 +1,118 @@
-"""vLLM's general plugin: with LMCACHE_NATIVE=1, plain `vllm serve M --kv-offloading-size N` is served by lmcache-native.
+"""vLLM's general plugin: serves the connector names of LMCache, and with LMCACHE_NATIVE=1 plain `--kv-offloading-size`.
+
+| LMCACHE_NATIVE | LMCacheConnectorV1, LMCacheMPConnector | OffloadingConnector (`--kv-offloading-size N`) |
+|---|---|---|
+| not set | ours, unless LMCache itself is installed | vLLM's |
+| true | ours | ours |
+| false | LMCache's | vLLM's |
 
 vLLM calls register() in the front end, in the engine core and in every worker.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
+from collections.abc import Callable
 from typing import Any
 
-from lmcache_native.config import check_machine, parse_flag, resolve
-from lmcache_native.errors import InvalidArgument
+from lmcache_native.config import Profile, check_machine, parse_flag, resolve
+from lmcache_native.errors import InvalidArgument, Unsupported
+from lmcache_native.logging import get_logger
 
-REPLACED = "OffloadingConnector"
-ORIGINAL = "OffloadingConnector.vllm"  # vLLM's own stays reachable under this name
+logger = get_logger(__name__)
+
+OFFLOADING = "OffloadingConnector"
+LMCACHE = ("LMCacheConnectorV1", "LMCacheMPConnector")  # the second is what vLLM makes of --kv-offloading-backend lmcache
+NATIVE = "LMCacheNativeConnector"
+ORIGINAL_SUFFIX = ".vllm"  # vLLM's own stays reachable under its name with this
+PACKAGE = "lmcache_native.integration.vllm"
 
 
 def register() -> None:
-    """Does nothing unless LMCACHE_NATIVE is true. Idempotent."""
+    """Idempotent. Raises only when LMCACHE_NATIVE asks for something that cannot be had."""
     value = os.environ.get("LMCACHE_NATIVE", "")
-    wanted = False if value == "" else parse_flag(value)
-    if wanted is None:
+    wanted = None if value == "" else parse_flag(value)
+    if value != "" and wanted is None:
         raise InvalidArgument(f"LMCACHE_NATIVE={value!r} (environment): must be one of 1, true, yes, on, 0, false, no, off")
-    if not wanted:
+    if wanted is False:
         return
+    try:
+        _replace(offloading=wanted is True, lmcache=wanted is True or not _lmcache_installed())
+    except Unsupported as error:
+        if wanted:
+            raise
+        logger.debug("connector names left as they are: %s", error)
+
+
+def _replace(*, offloading: bool, lmcache: bool) -> None:
     from lmcache_native.integration.vllm import compat
 
-    if compat.replace_connector(REPLACED, ORIGINAL, _load):
+    new = compat.add_connector(NATIVE, _native)
+    for name in LMCACHE if lmcache else ():
+        new |= compat.replace_connector(name, name + ORIGINAL_SUFFIX, _in_place_of(name))
+    if offloading:
+        new |= compat.replace_connector(OFFLOADING, OFFLOADING + ORIGINAL_SUFFIX, _offloading)
+    if new:
         compat.after_transfer_config(_early)
 
 
-def _load() -> Any:
+def _lmcache_installed() -> bool:
+    return importlib.util.find_spec("lmcache") is not None
+
+
+def _native() -> Any:
+    from lmcache_native.integration.vllm.token_connector import LMCacheNativeConnector
+
+    return LMCacheNativeConnector
+
+
+def _offloading() -> Any:
     from lmcache_native.integration.vllm.connector import NativeOffloadingConnector
 
     return NativeOffloadingConnector
 
 
+def _in_place_of(name: str) -> Callable[[], Any]:
+    told = False
+
+    def load() -> Any:
+        nonlocal told
+        if not told and _lmcache_installed():
+            told = True
+            logger.warning(
+                "%s is served by lmcache_native because LMCACHE_NATIVE is set, although LMCache %s is installed", name, _version()
+            )
+        return _native()
+
+    return load
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("lmcache")
+    except importlib.metadata.PackageNotFoundError:
+        return "(unknown version)"
+
+
 def _early(vllm_config: Any) -> None:
     """Where the configuration is first whole, in the front end: wrong values fail here, before anything is started."""
     transfer = vllm_config.kv_transfer_config
-    if transfer is None or transfer.kv_connector != REPLACED or transfer.kv_connector_module_path:
+    if transfer is None or transfer.kv_connector_module_path not in (None, PACKAGE):
         return
+    from lmcache_native.integration.vllm import compat
+
+    kind = compat.connector_class(transfer)
     extra = transfer.kv_connector_extra_config
+    if kind is _native():
+        from lmcache_native.integration.vllm.token_connector import configuration
+
+        config = configuration(vllm_config)
+    elif kind is _offloading():
+        config = resolve(extra, os.environ, profile=Profile.OFFLOADING)
+    else:
+        return
     # An engine core of a dense model no longer knows how many its siblings are.
     extra.setdefault("data_parallel_engines", vllm_config.parallel_config.data_parallel_size)
-    check_machine(resolve(extra, os.environ))
+    check_machine(config)

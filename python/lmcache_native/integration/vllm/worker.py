@@ -7,26 +7,21 @@ scheduler's commit reads, and a failed load by its blocks (take_failed_blocks), 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lmcache_native import ArenaAttachment, CopyDirection, PagedCopier
-from lmcache_native.errors import DeadlineExceeded, LmcacheNativeError, Unavailable
+from lmcache_native import CopyDirection
+from lmcache_native.errors import LmcacheNativeError, Unavailable
 from lmcache_native.integration.vllm import compat
+from lmcache_native.integration.vllm.copier_client import CopierClient
 from lmcache_native.integration.vllm.layout import PagedMemory, slot_layout
 from lmcache_native.integration.vllm.slots import SlotLoadStoreSpec
 from lmcache_native.logging import get_logger
 
 logger = get_logger(__name__)
-
-ATTACH_TIMEOUT_S = 10.0
-ATTACH_AGAIN_AFTER_S = 60.0
-ATTACH_AGAIN_TIMEOUT_S = 0.1
-WAIT_WARNING_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +42,24 @@ class _Load:
     blocks: np.ndarray[Any, np.dtype[np.uint32]]
 
 
-class NativeOffloadingWorker(compat.OffloadingWorker):  # type: ignore[misc]
+class NativeOffloadingWorker(compat.OffloadingWorker, CopierClient):  # type: ignore[misc]
     """One thread, the model runner's, calls everything."""
 
     def __init__(self, kv_caches: Any, *, engine_id: str, rank: int, blocks_per_chunk: int, copy_threads: int) -> None:
         self.memory = PagedMemory.of(kv_caches)
-        self.slot_layout = slot_layout(len(self.memory.bases), self.memory.page_bytes, blocks_per_chunk)
         self._tensors = [tensor.tensor for tensor in kv_caches.tensors]
-        self._engine_id = engine_id
-        self._rank = rank
+        CopierClient.__init__(
+            self,
+            engine_id=engine_id,
+            rank=rank,
+            device_type=self.memory.device_type,
+            device_index=self.memory.device_index,
+            paged_layout=self.memory.paged_layout,
+            slot_layout=slot_layout(len(self.memory.bases), self.memory.page_bytes, blocks_per_chunk),
+            copy_threads=copy_threads,
+            owner=self._tensors,
+        )
         self._blocks_per_chunk = blocks_per_chunk
-        self._copy_threads = copy_threads
-        self._copier: PagedCopier | None = None
-        self._attach_at_s = 0.0
-        self._attach_failed = False
         self._loads: dict[int, _Load] = {}
         self._ended: list[Any] = []  # jobs that never reached the copier
         self._failed_blocks: set[int] = set()
@@ -106,19 +105,10 @@ class NativeOffloadingWorker(compat.OffloadingWorker):  # type: ignore[misc]
         return results
 
     def wait(self, job_ids: set[int]) -> None:
-        """vLLM reuses the jobs' blocks afterwards, so it must not end before they have."""
-        if self._copier is None or not job_ids:
-            return
-        ids = sorted(job_ids)
-        while True:
-            try:
-                self._copier.wait(ids, WAIT_WARNING_S)
-                return
-            except DeadlineExceeded:
-                logger.warning("copy jobs %s still under way after %.0f s", ids, WAIT_WARNING_S)
+        self.wait_ended(job_ids)
 
     def shutdown(self) -> None:
-        self._copier = None
+        self.detach()
         self._loads.clear()
 
     # ---- failures -----------------------------------------------------------------------------------------------------
@@ -156,8 +146,6 @@ class NativeOffloadingWorker(compat.OffloadingWorker):  # type: ignore[misc]
             begin = int(load.block_begin[item])
             self._failed_blocks.update(int(block) for block in load.block_ids[begin : begin + int(load.blocks[item])])
 
-    # ---- the copier ---------------------------------------------------------------------------------------------------
-
     def _submit(
         self,
         job_id: int,
@@ -169,55 +157,14 @@ class NativeOffloadingWorker(compat.OffloadingWorker):  # type: ignore[misc]
         blocks: Any,
     ) -> None:
         try:
-            self._attached().submit(
-                job_id, direction, slots.offsets, slots.generations, first, counts, begin, blocks, stream=self._stream()
+            self.attached().submit(
+                job_id, direction, slots.offsets, slots.generations, first, counts, begin, blocks, stream=self.stream()
             )
         except LmcacheNativeError as error:
             if direction == CopyDirection.SCATTER:
                 self._load_failed(job_id, str(error))
             else:
                 self._store_failed(job_id, slots, str(error), logging.DEBUG if isinstance(error, Unavailable) else logging.ERROR)
-
-    def _attached(self) -> PagedCopier:
-        """The copier; at the first job, attaches to the scheduler's arena. Unavailable while that fails, quickly after the first
-        time."""
-        if self._copier is not None:
-            return self._copier
-        now = time.monotonic()
-        if now < self._attach_at_s:
-            raise Unavailable("not attached to the scheduler's arena")
-        self._attach_at_s = now + ATTACH_AGAIN_AFTER_S
-        timeout_s = ATTACH_AGAIN_TIMEOUT_S if self._attach_failed else ATTACH_TIMEOUT_S
-        try:
-            arena = ArenaAttachment.attach(self._engine_id, self._rank, self.slot_layout.rank_bytes, timeout_s)
-            self._copier = self._make_copier(arena)
-        except LmcacheNativeError as error:
-            self._attach_failed = True
-            logger.error("rank %d could not attach to the scheduler's arena: %s", self._rank, error)
-            raise Unavailable(f"not attached to the scheduler's arena: {error}") from error
-        logger.info(
-            "rank %d attached: %.2f GiB arena of pid %d, copies by %s",
-            self._rank,
-            arena.bytes / 2**30,
-            arena.owner_pid,
-            self._copier.name,
-        )
-        return self._copier
-
-    def _make_copier(self, arena: ArenaAttachment) -> PagedCopier:
-        paged = self.memory.paged_layout()
-        if self.memory.device_type == "cuda":
-            return PagedCopier.cuda(
-                arena, paged, self.slot_layout, rank=self._rank, device=self.memory.device_index, owner=self._tensors
-            )
-        return PagedCopier.host(arena, paged, self.slot_layout, rank=self._rank, threads=self._copy_threads, owner=self._tensors)
-
-    def _stream(self) -> int:
-        if self.memory.device_type != "cuda":
-            return 0
-        import torch
-
-        return int(torch.cuda.current_stream(self.memory.device_index).cuda_stream)
 
 
 def chunk_spans(first_block: int, blocks: int, per_chunk: int) -> tuple[Any, Any, Any]:

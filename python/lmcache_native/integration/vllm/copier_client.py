@@ -1,0 +1,102 @@
+"""What every worker's side shares: a PagedCopier on the scheduler's arena, attached at the first job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from lmcache_native import ArenaAttachment, PagedCopier, PagedKvLayout, SlotLayout
+from lmcache_native.errors import DeadlineExceeded, LmcacheNativeError, Unavailable
+from lmcache_native.logging import get_logger
+
+logger = get_logger(__name__)
+
+ATTACH_TIMEOUT_S = 10.0
+ATTACH_AGAIN_AFTER_S = 60.0
+ATTACH_AGAIN_TIMEOUT_S = 0.1
+WAIT_WARNING_S = 10.0
+
+
+class CopierClient:
+    """One thread, the model runner's, calls everything. `owner`: the tensors behind the paged memory, kept as long as the copier
+    lives."""
+
+    def __init__(
+        self,
+        *,
+        engine_id: str,
+        rank: int,
+        device_type: str,
+        device_index: int,
+        paged_layout: Callable[[], PagedKvLayout],
+        slot_layout: SlotLayout,
+        copy_threads: int,
+        owner: object,
+    ) -> None:
+        self.slot_layout = slot_layout
+        self._engine_id = engine_id
+        self._rank = rank
+        self._device_type = device_type
+        self._device_index = device_index
+        self._paged_layout = paged_layout
+        self._copy_threads = copy_threads
+        self._owner = owner
+        self._copier: PagedCopier | None = None
+        self._attach_at_s = 0.0
+        self._attach_failed = False
+
+    def attached(self) -> PagedCopier:
+        """The copier; at the first job, attaches to the scheduler's arena. Unavailable while that fails, quickly after the first
+        time."""
+        if self._copier is not None:
+            return self._copier
+        now = time.monotonic()
+        if now < self._attach_at_s:
+            raise Unavailable("not attached to the scheduler's arena")
+        self._attach_at_s = now + ATTACH_AGAIN_AFTER_S
+        timeout_s = ATTACH_AGAIN_TIMEOUT_S if self._attach_failed else ATTACH_TIMEOUT_S
+        try:
+            arena = ArenaAttachment.attach(self._engine_id, self._rank, self.slot_layout.rank_bytes, timeout_s)
+            self._copier = self._make_copier(arena)
+        except LmcacheNativeError as error:
+            self._attach_failed = True
+            logger.error("rank %d could not attach to the scheduler's arena: %s", self._rank, error)
+            raise Unavailable(f"not attached to the scheduler's arena: {error}") from error
+        logger.info(
+            "rank %d attached: %.2f GiB arena of pid %d, copies by %s",
+            self._rank,
+            arena.bytes / 2**30,
+            arena.owner_pid,
+            self._copier.name,
+        )
+        return self._copier
+
+    def wait_ended(self, job_ids: Iterable[int]) -> None:
+        """vLLM reuses the jobs' blocks afterwards, so it must not end before they have."""
+        ids = sorted(job_ids)
+        if self._copier is None or not ids:
+            return
+        while True:
+            try:
+                self._copier.wait(ids, WAIT_WARNING_S)
+                return
+            except DeadlineExceeded:
+                logger.warning("copy jobs %s still under way after %.0f s", ids, WAIT_WARNING_S)
+
+    def detach(self) -> None:
+        """Waits for jobs under way."""
+        self._copier = None
+
+    def stream(self) -> int:
+        """The cudaStream_t that the engine's writes are on; 0 on the CPU."""
+        if self._device_type != "cuda":
+            return 0
+        import torch
+
+        return int(torch.cuda.current_stream(self._device_index).cuda_stream)
+
+    def _make_copier(self, arena: ArenaAttachment) -> PagedCopier:
+        paged = self._paged_layout()
+        if self._device_type == "cuda":
+            return PagedCopier.cuda(arena, paged, self.slot_layout, rank=self._rank, device=self._device_index, owner=self._owner)
+        return PagedCopier.host(arena, paged, self.slot_layout, rank=self._rank, threads=self._copy_threads, owner=self._owner)

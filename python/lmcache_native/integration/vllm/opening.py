@@ -1,0 +1,123 @@
+"""Opens one engine's store, for the scheduler's side of either connector."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lmcache_native import Store, build_info
+from lmcache_native.config import GIB, NativeConfig, engine_directory, engine_nvme_bytes
+from lmcache_native.errors import InvalidArgument
+from lmcache_native.logging import get_logger
+
+logger = get_logger(__name__)
+
+
+class StoreOpening:
+    """`config` must have passed check_machine()."""
+
+    def __init__(self, vllm_config: Any, config: NativeConfig) -> None:
+        self._vllm_config = vllm_config
+        self._config = config
+        self._engines = engines_sharing(vllm_config, config)
+        self._directory = engine_directory(config, vllm_config.parallel_config.data_parallel_index)
+
+    def open(self, rank_bytes: int) -> Store:
+        """The store, served to the workers. `rank_bytes`: one rank's part of a chunk."""
+        config = self._config
+        world = self._vllm_config.parallel_config.world_size
+        payload_bytes = rank_bytes * world
+        if config.host_bytes < 2 * payload_bytes:
+            raise InvalidArgument(
+                f"host size {config.host_bytes / GIB:.3f} GiB (--kv-offloading-size, max_local_cpu_size): a chunk of this "
+                f"model takes {payload_bytes / GIB:.3f} GiB, at least two must fit"
+            )
+        try:
+            store = Store(
+                host_bytes=config.host_bytes,
+                directory=self._directory,
+                nvme_bytes=engine_nvme_bytes(config, self._engines),
+                rank_count=world,
+                max_payload_bytes=payload_bytes,
+                region_bytes=config.region_bytes,
+                io_engine=config.io_engine,
+                cache_policy=config.cache_policy,
+                fail_when_locked=config.fail_when_locked,
+                lock_wait_s=config.lock_wait_s,
+                promotion_deadline_s=config.promotion_deadline_s,
+                promotion_budget_bytes=config.promotion_budget_bytes,
+                request_ttl_s=config.request_ttl_s,
+                numa_nodes=self._numa_nodes(),
+                hugetlb=config.hugetlb,
+            )
+        except InvalidArgument as error:
+            given = f"--kv-offloading-size {config.host_bytes / GIB:g}"
+            if self._directory is not None:
+                given += f", local_disk={self._directory}, max_local_disk_size={config.nvme_bytes / GIB:g}"
+            raise InvalidArgument(f"{given}: {error}") from error
+        store.serve(self._vllm_config.kv_transfer_config.engine_id, rank_bytes)
+        return store
+
+    def log_start(self, store: Store, serving: str, chunk: str) -> None:
+        config = self._config
+        nvme = "no NVMe"
+        if self._directory is not None:
+            share = engine_nvme_bytes(config, self._engines) / GIB
+            shared = f" (1/{self._engines} of {config.nvme_bytes / GIB:g})" if self._engines > 1 else ""
+            state = (
+                f"{store.stats()['recovered_chunks']} chunks found, {store.io_engine_note}" if store.nvme_ready else "not in use"
+            )
+            nvme = f"NVMe {self._directory} {share:g} GiB{shared}: {state}"
+        logger.info(
+            "lmcache_native %s serving %s: host %.2f GiB, %s; %s",
+            build_info()["version"],
+            serving,
+            config.host_bytes / GIB,
+            nvme,
+            chunk,
+        )
+        if store.nvme_warning:
+            logger.warning("%s", store.nvme_warning)
+
+    def _numa_nodes(self) -> list[int]:
+        if self._config.numa_nodes is not None:
+            return list(self._config.numa_nodes)
+        return sorted(_nodes_of_devices(self._vllm_config)) if self._config.numa_auto else []
+
+
+def _nodes_of_devices(vllm_config: Any) -> set[int]:
+    """NUMA nodes of this engine's GPUs; on the CPU, those that this process may run on."""
+    if vllm_config.device_config.device_type == "cuda":
+        import torch
+
+        nodes = set()
+        for index in range(vllm_config.parallel_config.world_size):
+            properties = torch.cuda.get_device_properties(index)
+            bus = f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
+            nodes.add(int(Path(f"/sys/bus/pci/devices/{bus}/numa_node").read_text(encoding="ascii")))
+        return {node for node in nodes if node >= 0}
+    allowed = os.sched_getaffinity(0)
+    return {
+        int(node.name.removeprefix("node"))
+        for node in Path("/sys/devices/system/node").glob("node[0-9]*")
+        if any((node / f"cpu{cpu}").exists() for cpu in allowed)
+    }
+
+
+def engines_sharing(vllm_config: Any, config: NativeConfig) -> int:
+    """How many engines share the NVMe limit."""
+    parallel = vllm_config.parallel_config
+    if config.data_parallel_engines is not None:
+        return config.data_parallel_engines
+    if parallel.data_parallel_size > 1:
+        return int(parallel.data_parallel_size)
+    if parallel.data_parallel_index > 0 or str(vllm_config.kv_transfer_config.engine_id).endswith("_dp0"):
+        if config.directory is None:
+            return 1
+        # vLLM tells an engine core of a dense model its index, but no longer how many there are.
+        raise InvalidArgument(
+            "data_parallel_engines missing (kv_connector_extra_config): with --data-parallel-size above 1, say how many engines "
+            "divide max_local_disk_size among them (LMCACHE_NATIVE=1 with --kv-offloading-size says it by itself)"
+        )
+    return 1

@@ -1,0 +1,246 @@
+"""One vLLM engine in this process with LMCacheNativeConnector, and hooks on both of its sides."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import prompts
+import torch
+from engine import Done, HeldCopier, Proxy, _replaced
+from same_answer import Answer
+
+sys.path.insert(0, str(Path(__file__).parent / "small_blocks"))
+import lmcn_small_blocks
+
+
+class TokenEngine:
+    """Chunks of 40 tokens over blocks of 16: neither divides the other. Host memory holds about 70 of SmolLM2's chunks."""
+
+    CHUNK_TOKENS = 40
+    BLOCK_TOKENS = 16
+
+    def __init__(self, model: Path, directory: Path | None, **extra: Any) -> None:
+        from vllm import LLM
+
+        lmcn_small_blocks.register()
+        engine_options = {key: extra.pop(key) for key in list(extra) if key in ("enable_lora", "num_gpu_blocks_override")}
+        self.model = model
+        self.directory = directory
+        config: dict[str, Any] = {"chunk_size": self.CHUNK_TOKENS, "max_local_cpu_size": 1 / 16}
+        if directory is not None:
+            config |= {"local_disk": str(directory), "max_local_disk_size": 1, "region_size": 1 / 16}
+        self.llm = LLM(
+            model=str(model),
+            enforce_eager=True,
+            block_size=self.BLOCK_TOKENS,
+            max_model_len=2048,
+            max_num_batched_tokens=2048,
+            dtype="bfloat16",
+            kv_transfer_config={
+                "kv_connector": "LMCacheNativeConnector",
+                "kv_connector_module_path": "lmcache_native.integration.vllm",
+                "kv_role": "kv_both",
+                "kv_connector_extra_config": config | extra,
+            },
+            **engine_options,
+        )
+        self._next_filler = 10_000
+
+    # ---- parts --------------------------------------------------------------------------------------------------------
+
+    @property
+    def core(self) -> Any:
+        return self.llm.llm_engine.engine_core.engine_core
+
+    @property
+    def vllm_scheduler(self) -> Any:
+        return self.core.scheduler
+
+    @property
+    def connector(self) -> Any:
+        """The scheduler's connector."""
+        return self.vllm_scheduler.connector
+
+    @property
+    def scheduler(self) -> Any:
+        """The TokenScheduler."""
+        return self.connector.scheduler
+
+    @property
+    def worker(self) -> Any:
+        """The TokenWorker."""
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        return get_kv_transfer_group().worker
+
+    def stats(self) -> dict[str, int]:
+        return dict(self.scheduler.store.stats())
+
+    def hit_tokens(self, prompt_tokens: int) -> int:
+        """Of a prompt that is wholly stored: whole chunks."""
+        return (prompt_tokens - 1) // self.CHUNK_TOKENS * self.CHUNK_TOKENS
+
+    # ---- requests -----------------------------------------------------------------------------------------------------
+
+    def prompt(self, seed: int, length: int = 900) -> list[int]:
+        return prompts.tokens(self.model, seed, length)
+
+    def answer(self, prompt: list[int], max_tokens: int = 12, **extra: Any) -> Answer:
+        (found,) = self.answers([prompt], max_tokens, **extra)
+        return found
+
+    def answers(self, prompts_: list[list[int]], max_tokens: int = 12, **extra: Any) -> list[Answer]:
+        """All at once. `extra`: cache_salt for the prompt; lora_request; the rest for the sampling parameters."""
+        from vllm import SamplingParams, TokensPrompt
+
+        salt = {"cache_salt": extra.pop("cache_salt")} if "cache_salt" in extra else {}
+        lora = extra.pop("lora_request", None)
+        parameters = SamplingParams(max_tokens=max_tokens, temperature=0.0, logprobs=5, ignore_eos=True, **extra)
+        outputs = self.llm.generate(
+            [TokensPrompt(prompt_token_ids=prompt, **salt) for prompt in prompts_], parameters, use_tqdm=False, lora_request=lora
+        )
+        return [
+            Answer(
+                token_ids=list(output.outputs[0].token_ids),
+                top_logprobs=[{token: row.logprob for token, row in top.items()} for top in output.outputs[0].logprobs],
+                cached_tokens=output.num_cached_tokens,
+            )
+            for output in outputs
+        ]
+
+    def drain(self) -> None:
+        """Steps until vLLM has no transfer under way."""
+        while self.vllm_scheduler.has_requests():
+            self.llm.llm_engine.step()
+
+    def forget_gpu(self) -> None:
+        """Empties the engine's own prefix cache, not the connector's."""
+        self.drain()
+        assert self.llm.reset_prefix_cache(reset_connector=False)
+
+    def forget_all(self) -> None:
+        self.drain()
+        assert self.llm.reset_prefix_cache(reset_connector=True)
+
+    def evict_to_nvme(self) -> None:
+        """Fills host memory with other prompts, after everything has been written behind."""
+        self.drain()
+        self.scheduler.store.flush(30.0)
+        for _ in range(4):
+            self._next_filler += 1
+            self.answer(self.prompt(self._next_filler), max_tokens=1)
+            self.drain()
+            self.scheduler.store.flush(30.0)
+        self.forget_gpu()
+
+    # ---- watching and meddling ----------------------------------------------------------------------------------------
+
+    def tokens_of(self, block_ids: Any, begin: int, end: int, first_block: int) -> np.ndarray:
+        """The KV of tokens [begin, end) as the engine has it: uint16 (layers, heads, tokens, K and V dims), read by the packing of
+        the CPU backend and not by strides that the product found. block_ids[0] is block number first_block."""
+        rows = []
+        for tensor in self.worker.pages.tensors:
+            _blocks, heads, block_tokens, both = tensor.shape
+            pages = tensor[list(map(int, block_ids))].contiguous().view(torch.int16).numpy().view(np.uint16)
+            pages = pages.reshape(len(block_ids), heads, block_tokens * both)
+            half = block_tokens * both // 2
+            keys = pages[:, :, :half].reshape(len(block_ids), heads, both // 2, block_tokens).transpose(1, 0, 3, 2)
+            values = pages[:, :, half:].reshape(len(block_ids), heads, block_tokens, both // 2).transpose(1, 0, 2, 3)
+            joined = np.concatenate([keys, values], axis=-1).reshape(heads, -1, both)
+            offset = first_block * block_tokens
+            rows.append(joined[:, begin - offset : end - offset])
+        return np.stack(rows)
+
+    @contextlib.contextmanager
+    def watch_loads(self) -> Iterator[list[np.ndarray]]:
+        """The KV of each load, taken when the worker reports it, before anything can use or change it."""
+        loaded: list[np.ndarray] = []
+        with self._loads_end_with(lambda job: loaded.append(self.tokens_of(job.block_ids, job.begin, job.end, job.first_block))):
+            yield loaded
+
+    @contextlib.contextmanager
+    def watch_stores(self) -> Iterator[list[np.ndarray]]:
+        """The KV of each store, as it is when the store is submitted."""
+        worker = self.worker
+        stored: list[np.ndarray] = []
+        submit = worker._submit
+
+        def watching(job: Any, *, load: bool) -> None:
+            if not load:
+                stored.append(self.tokens_of(job.block_ids, job.begin, job.end, job.first_block))
+            submit(job, load=load)
+
+        with _replaced(worker, _submit=watching):
+            yield stored
+
+    @contextlib.contextmanager
+    def wrong_kv(self, source: np.ndarray) -> Iterator[None]:
+        """Every load ends with this KV (as tokens_of gives it) in its blocks, though the right one was verified and copied."""
+        with self._loads_end_with(lambda job: self._overwrite(job, source)):
+            yield
+
+    def _overwrite(self, job: Any, source: np.ndarray) -> None:
+        for layer, tensor in enumerate(self.worker.pages.tensors):
+            _blocks, heads, block_tokens, both = tensor.shape
+            half = block_tokens * both // 2
+            flat = tensor.view(torch.int16).view(tensor.shape[0], heads, block_tokens * both)
+            for token in range(job.begin, min(job.end, job.begin + source.shape[2])):
+                block = int(job.block_ids[token // block_tokens - job.first_block])
+                place = token % block_tokens
+                row = torch.from_numpy(source[layer, :, token - job.begin].view(np.int16).copy())
+                flat[block, :, :half].view(heads, both // 2, block_tokens)[:, :, place] = row[:, : both // 2]
+                flat[block, :, half:].view(heads, block_tokens, both // 2)[:, place] = row[:, both // 2 :]
+
+    @contextlib.contextmanager
+    def failing_loads(self, item: int) -> Iterator[None]:
+        """The copier reports chunk `item` of every load as failed."""
+        worker = self.worker
+        copier = worker.attached()
+
+        def poll() -> list[Any]:
+            ended = []
+            for done in copier.poll():
+                if done.id in worker._loads:
+                    done = Done(done.id, done.bytes, done.seconds, ok=False, failed_items=[item], message="planted")
+                ended.append(done)
+            return ended
+
+        with _replaced(worker, _copier=Proxy(copier, poll=poll)):
+            yield
+
+    @contextlib.contextmanager
+    def _loads_end_with(self, action: Callable[[Any], None]) -> Iterator[None]:
+        """action(job) when the worker reports a load, before anything can use it."""
+        worker = self.worker
+        ended = worker._ended
+
+        def watching(job_id: int, report: Any, failed_items: Any) -> None:
+            load = worker._loads.get(job_id)
+            if load is not None:
+                action(load.job)
+            ended(job_id, report, failed_items)
+
+        with _replaced(worker, _ended=watching):
+            yield
+
+    @contextlib.contextmanager
+    def held_copies(self) -> Iterator[HeldCopier]:
+        """Copies are handed to the copier only when asked for, or waited for."""
+        worker = self.worker
+        held = HeldCopier(worker.attached())
+        with _replaced(worker, _copier=held):
+            yield held
+            while self.vllm_scheduler.has_requests():  # a step submits the stores of the one before
+                held.let_go()
+                self.llm.llm_engine.step()
+
+    def close(self) -> None:
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        gc.collect()
