@@ -18,6 +18,8 @@ from same_answer import Answer
 sys.path.insert(0, str(Path(__file__).parent / "small_blocks"))
 import lmcn_small_blocks
 
+ENGINE_OPTIONS = ("enable_lora", "max_model_len", "num_gpu_blocks_override")
+
 
 class TokenEngine:
     """Chunks of 40 tokens over blocks of 16: neither divides the other. Host memory holds about 70 of SmolLM2's chunks."""
@@ -26,10 +28,11 @@ class TokenEngine:
     BLOCK_TOKENS = 16
 
     def __init__(self, model: Path, directory: Path | None, **extra: Any) -> None:
+        """`extra`: ENGINE_OPTIONS, and kv_connector_extra_config."""
         from vllm import LLM
 
         lmcn_small_blocks.register()
-        engine_options = {key: extra.pop(key) for key in list(extra) if key in ("enable_lora", "num_gpu_blocks_override")}
+        engine_options = {"max_model_len": 2048} | {key: extra.pop(key) for key in ENGINE_OPTIONS if key in extra}
         self.model = model
         self.directory = directory
         config: dict[str, Any] = {"chunk_size": self.CHUNK_TOKENS, "max_local_cpu_size": 1 / 16}
@@ -39,7 +42,6 @@ class TokenEngine:
             model=str(model),
             enforce_eager=True,
             block_size=self.BLOCK_TOKENS,
-            max_model_len=2048,
             max_num_batched_tokens=2048,
             dtype="bfloat16",
             kv_transfer_config={

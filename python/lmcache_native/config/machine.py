@@ -44,6 +44,8 @@ def check_machine(config: NativeConfig) -> None:
 def _shares(config: NativeConfig) -> list[int]:
     """Bytes that may lie below each directory, as far as the number of engines is known."""
     places = len(config.directories)
+    if places == 0:
+        return []
     engines = config.data_parallel_engines or places
     share = engine_nvme_bytes(config, engines)
     return [share * len(range(i, engines, places)) for i in range(places)]
