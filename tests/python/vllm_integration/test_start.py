@@ -18,8 +18,9 @@ from vllm.engine.arg_utils import EngineArgs
 from lmcache_native.config import GIB, NativeConfig, resolve
 from lmcache_native.errors import InvalidArgument, Unavailable, Unsupported
 from lmcache_native.integration.vllm import compat, layout, namespace, plugin, support
-from lmcache_native.integration.vllm.connector import NativeOffloadingConnector, NativeWorkerMetadata, _engines
+from lmcache_native.integration.vllm.connector import NativeOffloadingConnector, NativeWorkerMetadata
 from lmcache_native.integration.vllm.layout import WorkerLayout, agreed_layout, machine_id
+from lmcache_native.integration.vllm.opening import engines_sharing
 
 HOST = NativeConfig(host_bytes=GIB)
 NVME = NativeConfig(host_bytes=GIB, directories=(Path("/kv"),), nvme_bytes=GIB)
@@ -50,7 +51,7 @@ def with_plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Non
 
 
 @pytest.mark.parametrize("value", ["", "0", "no", "off", "False"])
-def test_plugin_does_nothing_unless_asked(with_plugin: Callable[[str], None], value: str) -> None:
+def test_plugin_leaves_vllms_own_connector_unless_asked(with_plugin: Callable[[str], None], value: str) -> None:
     with_plugin(value)
     assert KVConnectorFactory.get_connector_class_by_name("OffloadingConnector") is OffloadingConnector
 
@@ -62,7 +63,7 @@ def test_plugin_replaces_and_keeps_the_original(with_plugin: Callable[[str], Non
     with_plugin(value)
     assert VllmConfig._post_init_kv_transfer_config is hook
     assert KVConnectorFactory.get_connector_class_by_name("OffloadingConnector") is NativeOffloadingConnector
-    assert KVConnectorFactory.get_connector_class_by_name(plugin.ORIGINAL) is OffloadingConnector
+    assert KVConnectorFactory.get_connector_class_by_name(plugin.OFFLOADING + plugin.ORIGINAL_SUFFIX) is OffloadingConnector
 
 
 def test_plugin_refuses_what_is_neither(with_plugin: Callable[[str], None]) -> None:
@@ -178,13 +179,13 @@ def engine_of(size: int, index: int, engine_id: str) -> SimpleNamespace:
 
 def test_engines_that_share_the_limit() -> None:
     """vLLM resets the size to 1 in the engine cores of dense models, and only the id and the index tell of siblings."""
-    assert _engines(engine_of(1, 0, "id"), NVME) == 1
-    assert _engines(engine_of(4, 2, "id_dp2"), NVME) == 4
-    assert _engines(engine_of(1, 1, "id_dp1"), dataclasses.replace(NVME, data_parallel_engines=2)) == 2
-    assert _engines(engine_of(1, 1, "id_dp1"), HOST) == 1
+    assert engines_sharing(engine_of(1, 0, "id"), NVME) == 1
+    assert engines_sharing(engine_of(4, 2, "id_dp2"), NVME) == 4
+    assert engines_sharing(engine_of(1, 1, "id_dp1"), dataclasses.replace(NVME, data_parallel_engines=2)) == 2
+    assert engines_sharing(engine_of(1, 1, "id_dp1"), HOST) == 1
     for index in (0, 1):
         with pytest.raises(InvalidArgument, match="data_parallel_engines missing"):
-            _engines(engine_of(1, index, f"id_dp{index}"), NVME)
+            engines_sharing(engine_of(1, index, f"id_dp{index}"), NVME)
 
 
 # ---- versions -----------------------------------------------------------------------------------------------------------
@@ -253,7 +254,8 @@ def described(config: VllmConfig, native: NativeConfig = NVME, *, chunk_blocks: 
     group = SimpleNamespace(
         layer_names=["l0", "l1", "l2"], kv_cache_spec=SimpleNamespace(block_size=config.cache_config.block_size)
     )
-    return namespace.canonical_text(namespace.describe(config, native, worker, group, 128, chunk_blocks))
+    scheme = namespace.block_hash_scheme(config, native, group, 128, chunk_blocks)
+    return namespace.canonical_text(namespace.describe(config, native, worker, group, scheme))
 
 
 @pytest.fixture(scope="module")
