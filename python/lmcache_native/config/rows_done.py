@@ -264,8 +264,9 @@ PROCESS = (
         flag, "python_gc", connectors=TOKEN,
     ),
     Key(
-        "native", _D, Theme.PROCESS, "flag", False,
-        "Serve vLLM's connectors by lmcache-native without naming it in --kv-transfer-config.",
+        "native", _D, Theme.PROCESS, "flag", None,
+        "Which connector names are ours. true: LMCacheConnectorV1, LMCacheMPConnector (also when LMCache is installed) and "
+        "--kv-offloading-size. false: none. Not set: LMCache's names, unless LMCache is installed.",
         place=Place.ENVIRONMENT,
     ),
     Key(

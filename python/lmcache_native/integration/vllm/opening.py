@@ -69,6 +69,8 @@ class StoreOpening:
                 f"{store.stats()['recovered_chunks']} chunks found, {store.io_engine_note}" if store.nvme_ready else "not in use"
             )
             nvme = f"NVMe {self._directory} {share:g} GiB{shared}: {state}"
+        if config.instance_id is not None:
+            serving += f" (instance {config.instance_id})"
         logger.info(
             "lmcache_native %s serving %s: host %.2f GiB, %s; %s",
             build_info()["version"],
