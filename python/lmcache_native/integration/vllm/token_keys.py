@@ -60,10 +60,9 @@ class TokenKeys:
         have = len(self._keys)
         if chunks > have:
             size = self._chunk_tokens
-            extras = [self._extra(index * size, (index + 1) * size) for index in range(have, chunks)]
             grown = self._hasher.hash(
                 self._request.all_token_ids[have * size : chunks * size],
-                extras if any(extras) else None,
+                self._extras(have, chunks),
                 self._keys[have - 1] if have else None,
             )
             self._keys = ChunkKeys.from_bytes(self._keys.tobytes() + grown.tobytes()) if have else grown
@@ -77,6 +76,13 @@ class TokenKeys:
             return None
         parent = whole[len(whole) - 1] if len(whole) else self._hasher.root
         return self._hasher.step(parent, self._request.all_token_ids[begin:tokens], self._extra(begin, tokens))
+
+    def _extras(self, first: int, last: int) -> list[bytes] | None:
+        """Of chunks [first, last). None: no chunk has any."""
+        size = self._chunk_tokens
+        plain = not self._request.mm_features and self._request.prompt_embeds is None
+        extras = [self._extra(index * size, (index + 1) * size) for index in range(first, min(last, 1) if plain else last)]
+        return extras + [b""] * (last - first - len(extras)) if any(extras) else None
 
     def _extra(self, begin: int, end: int) -> bytes:
         request = self._request

@@ -23,9 +23,11 @@ class RequestState:
     """Lives from vLLM's on_new_request until the request has finished and its last job has ended."""
 
     __slots__ = (
+        "all_saved",
         "finished",
         "jobs",
         "keys",
+        "loading",
         "lookup",
         "match",
         "may_load",
@@ -50,6 +52,8 @@ class RequestState:
         self.wait_until_s: float | None = None  # time.monotonic(): what is still being promoted then is a miss
         self.reported: tuple[int, int] | None = None  # (hit, load) tokens of the last log line
         self.saved_tokens = 0  # leading ones that were stored, or found stored
+        self.all_saved = False  # nothing is left to store, whatever is generated
+        self.loading: list[bytes] = []  # its keys in TokenScheduler._loading
         self.jobs: dict[int, Job] = {}
         self.finished = False
 

@@ -216,6 +216,7 @@ class TokenScheduler:
         self._add_job(Job(state, transfer, lease, keys, self.store.rank_count))
         self._new_loads.append(transfer)
         if self._config.async_loading:
+            state.loading = keys
             self._loading.update(dict.fromkeys(keys, state))
 
     def _keys_between(self, state: RequestState, first_chunk: int, end: int) -> list[bytes]:
@@ -253,8 +254,10 @@ class TokenScheduler:
         return {source: tokens for source, tokens in found.items() if tokens}
 
     def _stop_loading(self, state: RequestState) -> None:
-        if self._loading:
-            self._loading = {key: other for key, other in self._loading.items() if other is not state}
+        for key in state.loading:
+            if self._loading.get(key) is state:
+                del self._loading[key]
+        state.loading = []
 
     # ---- stores -------------------------------------------------------------------------------------------------------
 
@@ -264,7 +267,7 @@ class TokenScheduler:
         stores = []
         for request_id, scheduled in output.num_scheduled_tokens.items():
             state = self._states.get(request_id)
-            if state is not None and state.may_save:
+            if state is not None and state.may_save and not state.all_saved:
                 transfer = self._plan_store(state, scheduled, output.kv_connector_block_state)
                 if transfer is not None:
                     stores.append(transfer)
@@ -296,6 +299,7 @@ class TokenScheduler:
         if self._save_tails and ready == request.num_prompt_tokens:
             end = ready
         if end <= state.saved_tokens:
+            state.all_saved = ready == request.num_prompt_tokens and not self._config.save_decode and not request.resumable
             return None
         assert state.keys is not None
         offered = self._keys_from(state, state.saved_tokens // self._chunk_tokens, end)
@@ -401,6 +405,7 @@ class TokenScheduler:
         for job in self._jobs.values():
             if not job.is_load:
                 job.drop()
+                job.state.all_saved = False
                 job.state.saved_tokens = min(job.state.saved_tokens, job.transfer.begin // self._chunk_tokens * self._chunk_tokens)
 
     def _new_id(self) -> int:
