@@ -1,9 +1,9 @@
 # `make test` and `make demo` are the two commands; each sets up what it needs (Debian 12, root or sudo the first time).
 .DEFAULT_GOAL := help
 STAGE := bash -c 'set -euo pipefail; source tests/env/stages.sh; "$$@"' make
-export DEMO_ARGS
+export DEMO_ARGS BENCH_ARGS
 
-.PHONY: help test test-quick test-tsan lint format build wheel bench gpu-check demo tools clean
+.PHONY: help test test-quick test-tsan lint format build wheel bench bench-ttft gpu-check demo tools clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -32,6 +32,9 @@ wheel: tools ## the Python wheel, in dist/
 bench: tools ## the C++ benchmarks
 	@$(STAGE) bench
 
+bench-ttft: tools ## time to first token through vLLM, both connectors beside vLLM's own tiering (BENCH_ARGS="--help")
+	@$(STAGE) bench_ttft $(BENCH_ARGS)
+
 gpu-check: tools ## prove the CUDA kernels on this machine's GPU; fails without one
 	@$(STAGE) gpu_check
 
@@ -43,4 +46,4 @@ tools:
 	@tests/env/dev.sh >/dev/null
 
 clean: ## builds, wheel, demo store and tool caches of this checkout; not the engine environment
-	rm -rf .build build dist .demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .build build dist .demo .bench .pytest_cache .mypy_cache .ruff_cache

@@ -136,11 +136,20 @@ bench() {
   for program in $(find .build/bench -type f -name 'bench_*' -perm -u+x | sort); do "$program"; done
 }
 
-demo() {
+# with_engine PROGRAM [ARGUMENTS...]: a Python program with vLLM, the current wheel and SmolLM2.
+with_engine() {
   local engine model
-  wheel_is_current || { say "demo: building the wheel"; build_wheel; }
+  wheel_is_current || { say "$1: building the wheel"; build_wheel; }
   engine=$(tests/env/engine.sh)
   model=$(tests/env/model.sh smollm2)
   use_engine_site "$engine/bin/python"
-  exec "$engine/bin/python" examples/demo/demo.py --model "$model" "$@"
+  exec "$engine/bin/python" "$1" --model "$model" "${@:2}"
+}
+
+demo() {
+  with_engine examples/demo/demo.py "$@"
+}
+
+bench_ttft() {
+  with_engine benchmarks/vllm/ttft.py "$@"
 }
