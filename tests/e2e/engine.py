@@ -237,14 +237,18 @@ class Proxy:
 
 
 class HeldCopier:
-    """A PagedCopier whose jobs are accepted and under way for as long as the test likes."""
+    """A PagedCopier whose jobs (`only`: those of this direction) are accepted and under way for as long as the test likes."""
 
-    def __init__(self, copier: Any) -> None:
+    def __init__(self, copier: Any, only: str | None = None) -> None:
         self._copier = copier
+        self._only = only
         self.held: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def submit(self, *args: Any, **kwargs: Any) -> None:
-        self.held.append((args, kwargs))
+        if self._only in (None, args[1]):
+            self.held.append((args, kwargs))
+        else:
+            self._copier.submit(*args, **kwargs)
 
     def let_go(self) -> None:
         while self.held:

@@ -42,14 +42,18 @@ def test_loads_within_the_step(smollm2: Path, tmp_path: Path, extra: dict[str, A
             check_own_hit(own, loaded)
             print(check_cold(cold, loaded))
 
-        # A load that fails: the step computed on wrong KV, so its request starts again, and nothing it stored is published.
+        # A load that fails: the step computed on garbage, so its request starts again, and nothing it stored is published.
         running.forget_gpu()
         longer = prompt + running.prompt(2, 200)
-        committed = running.stats()["committed_chunks"]
-        with running.failing_loads(3):
+        with running.garbage_before_the_step(3), running.watch_stores() as stored:
             recomputed = running.answer(longer)
             running.drain()
-        assert running.stats()["committed_chunks"] == committed + 5  # 1085 tokens are 27 chunks, 22 were there
+        running.forget_gpu()
+        with running.watch_loads() as kv:
+            assert running.answer(longer).cached_tokens == 1080
+        assert len(stored) == 2
+        assert not (stored[0] == stored[1][:, :, -200:]).all()
+        assert (kv[0][:, :, HIT_TOKENS:] == stored[1][:, :, -200:]).all()
         running.forget_all()
         cold = running.answer(longer)
         print(check_cold(cold, recomputed))
@@ -71,7 +75,8 @@ def test_failed_load_fails_the_request_when_asked_to(smollm2: Path) -> None:
 
 
 def test_preemption(smollm2: Path) -> None:
-    """70 blocks of 16 tokens for four requests of 300 tokens that generate 100 each: the engine must preempt."""
+    """70 blocks of 16 tokens for four requests of 300 tokens that generate 100 each: the engine must preempt, and hands out blocks
+    that stores under way still read (they are held until the workers are told to flush them)."""
     with engine(smollm2, max_model_len=1024, num_gpu_blocks_override=70, save_decode_cache=True) as running:
         prompts = [running.prompt(10 + index, 300) for index in range(4)]
         cold = [running.answer(prompt, max_tokens=100) for prompt in prompts]
@@ -85,12 +90,16 @@ def test_preemption(smollm2: Path) -> None:
             preempt(*args, **kwargs)
 
         running.vllm_scheduler._preempt_request = counting
-        for index, prompt in enumerate(prompts):
-            add(running, f"r{index}", prompt, max_tokens=100)
-        found = finish(running)
+        with running.held_copies(only="store"):
+            for index, prompt in enumerate(prompts):
+                add(running, f"r{index}", prompt, max_tokens=100)
+            found = finish(running)
         assert preemptions > 0
         for index in range(4):
             check_tokens(cold[index], found[f"r{index}"])
+        for index, prompt in enumerate(prompts):  # what was stored is right
+            running.forget_gpu()
+            check_tokens(cold[index], running.answer(prompt, max_tokens=100).token_ids)
         # Decoded tokens are stored too, and a longer chat finds them.
         running.forget_gpu()
         history = prompts[0] + found["r0"]

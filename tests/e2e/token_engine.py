@@ -184,24 +184,25 @@ class TokenEngine:
     @contextlib.contextmanager
     def wrong_kv(self, source: np.ndarray) -> Iterator[None]:
         """Every load ends with this KV (as tokens_of gives it) in its blocks, though the right one was verified and copied."""
-        with self._loads_end_with(lambda job: self._overwrite(job, source)):
+        with self._loads_end_with(lambda job: self._overwrite(job, job.begin, job.end, source)):
             yield
 
-    def _overwrite(self, job: Any, source: np.ndarray) -> None:
+    def _overwrite(self, job: Any, begin: int, end: int, source: np.ndarray) -> None:
+        """Tokens [begin, end), as far as `source` goes."""
         for layer, tensor in enumerate(self.worker.pages.tensors):
             _blocks, heads, block_tokens, both = tensor.shape
             half = block_tokens * both // 2
             flat = tensor.view(torch.int16).view(tensor.shape[0], heads, block_tokens * both)
-            for token in range(job.begin, min(job.end, job.begin + source.shape[2])):
+            for token in range(begin, min(end, begin + source.shape[2])):
                 block = int(job.block_ids[token // block_tokens - job.first_block])
                 place = token % block_tokens
-                row = torch.from_numpy(source[layer, :, token - job.begin].view(np.int16).copy())
+                row = torch.from_numpy(source[layer, :, token - begin].view(np.int16).copy())
                 flat[block, :, :half].view(heads, both // 2, block_tokens)[:, :, place] = row[:, : both // 2]
                 flat[block, :, half:].view(heads, block_tokens, both // 2)[:, place] = row[:, both // 2 :]
 
     @contextlib.contextmanager
     def failing_loads(self, item: int) -> Iterator[None]:
-        """The copier reports chunk `item` of every load as failed."""
+        """The copier reports chunk `item` of every load as failed, and garbage is where it should be."""
         worker = self.worker
         copier = worker.attached()
 
@@ -209,12 +210,34 @@ class TokenEngine:
             ended = []
             for done in copier.poll():
                 if done.id in worker._loads:
+                    self._spoil(worker._loads[done.id].job, item)
                     done = Done(done.id, done.bytes, done.seconds, ok=False, failed_items=[item], message="planted")
                 ended.append(done)
             return ended
 
         with _replaced(worker, _copier=Proxy(copier, poll=poll)):
             yield
+
+    @contextlib.contextmanager
+    def garbage_before_the_step(self, item: int) -> Iterator[None]:
+        """As failing_loads, for synchronous loads: the garbage is there before the forward pass that reads it."""
+        worker = self.worker
+        start_loads = worker.start_loads
+
+        def spoiling(meta: Any) -> None:
+            start_loads(meta)
+            worker.wait_ended(job.id for job in meta.loads)
+            for job in meta.loads:
+                self._spoil(job, item)
+
+        with self.failing_loads(item), _replaced(worker, start_loads=spoiling):
+            yield
+
+    def _spoil(self, job: Any, item: int) -> None:
+        _blocks, heads, _tokens, both = self.worker.pages.tensors[0].shape
+        garbage = np.full((len(self.worker.pages.tensors), heads, self.CHUNK_TOKENS, both), 0x3F80, dtype=np.uint16)  # 1.0
+        begin = max(job.chunks[item] * self.CHUNK_TOKENS, job.begin)
+        self._overwrite(job, begin, min((job.chunks[item] + 1) * self.CHUNK_TOKENS, job.end), garbage)
 
     @contextlib.contextmanager
     def _loads_end_with(self, action: Callable[[Any], None]) -> Iterator[None]:
@@ -232,15 +255,20 @@ class TokenEngine:
             yield
 
     @contextlib.contextmanager
-    def held_copies(self) -> Iterator[HeldCopier]:
-        """Copies are handed to the copier only when asked for, or waited for."""
+    def held_copies(self, only: str | None = None) -> Iterator[HeldCopier]:
+        """Copies (`only`: "store" or "load") are handed to the copier only when asked for, or waited for."""
         worker = self.worker
-        held = HeldCopier(worker.attached())
+        held = HeldCopier(worker.attached(), only)
         with _replaced(worker, _copier=held):
-            yield held
-            while self.vllm_scheduler.has_requests():  # a step submits the stores of the one before
-                held.let_go()
-                self.llm.llm_engine.step()
+            try:
+                yield held
+            finally:
+                self._let_all_go(held)
+
+    def _let_all_go(self, held: HeldCopier) -> None:
+        while self.vllm_scheduler.has_requests():  # a step submits the stores of the one before
+            held.let_go()
+            self.llm.llm_engine.step()
 
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()
