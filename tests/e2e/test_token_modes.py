@@ -74,6 +74,23 @@ def test_failed_load_fails_the_request_when_asked_to(smollm2: Path) -> None:
         assert running.answer(prompt).cached_tokens == HIT_TOKENS
 
 
+def test_opaque_pages_are_copied_as_whole_blocks(smollm2: Path, tmp_path: Path) -> None:
+    """A quantised cache is not addressed by token: chunk_size 40 becomes two blocks of 32. The prompt is stored to its end, and all
+    but its last token is loaded, which lies within a block."""
+    with engine(smollm2, tmp_path / "kv", kv_cache_dtype="fp8", block_size=32) as running:
+        assert running.worker.pages.opaque
+        assert running.worker.chunk_tokens == 64
+        prompt = running.prompt(1, 640)
+        cold = running.answer(prompt)
+        own = running.answer(prompt)
+        for evict in (running.forget_gpu, running.evict_to_nvme):
+            evict()
+            loaded = running.answer(prompt)
+            assert loaded.cached_tokens == 639
+            check_own_hit(own, loaded)
+            print(check_cold(cold, loaded))
+
+
 def test_preemption(smollm2: Path) -> None:
     """70 blocks of 16 tokens for four requests of 300 tokens that generate 100 each: the engine must preempt, and hands out blocks
     that stores under way still read (they are held until the workers are told to flush them)."""

@@ -18,7 +18,7 @@ from same_answer import Answer
 sys.path.insert(0, str(Path(__file__).parent / "small_blocks"))
 import lmcn_small_blocks
 
-ENGINE_OPTIONS = ("enable_lora", "max_model_len", "num_gpu_blocks_override")
+ENGINE_OPTIONS = ("block_size", "enable_lora", "kv_cache_dtype", "max_model_len", "num_gpu_blocks_override")
 
 
 class TokenEngine:
@@ -32,7 +32,9 @@ class TokenEngine:
         from vllm import LLM
 
         lmcn_small_blocks.register()
-        engine_options = {"max_model_len": 2048} | {key: extra.pop(key) for key in ENGINE_OPTIONS if key in extra}
+        engine_options = {"max_model_len": 2048, "block_size": self.BLOCK_TOKENS} | {
+            key: extra.pop(key) for key in ENGINE_OPTIONS if key in extra
+        }
         self.model = model
         self.directory = directory
         config: dict[str, Any] = {"chunk_size": self.CHUNK_TOKENS, "max_local_cpu_size": 1 / 16}
@@ -41,7 +43,6 @@ class TokenEngine:
         self.llm = LLM(
             model=str(model),
             enforce_eager=True,
-            block_size=self.BLOCK_TOKENS,
             max_num_batched_tokens=2048,
             dtype="bfloat16",
             kv_transfer_config={

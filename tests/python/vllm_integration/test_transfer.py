@@ -66,6 +66,12 @@ def test_opaque_pages_count_in_blocks() -> None:
     assert items.token_in_block.tolist() == [0, 0]
 
 
+def test_opaque_block_that_holds_the_end_is_copied_whole() -> None:
+    """All but the last token of a prompt that is stored to its end."""
+    items = copy_items(job(0, 127, [0, 1], 16), pages(16, opaque=True), 64)
+    assert items.tokens.tolist() == [4, 4]
+
+
 def test_blocks_of_a_failed_item() -> None:
     transfer = job(16, 120, [0, 1, 2, 3, 4], 16)
     assert [blocks_of_item(transfer, item, 24, 16) for item in range(5)] == [

@@ -125,13 +125,16 @@ def connector_class(kv_transfer_config: Any) -> Any:
 
 
 def replace_connector(name: str, original_name: str, load: Callable[[], Any]) -> bool:
-    """`name` loads ours from now on; what it loaded before stays reachable as `original_name`. False: was done already."""
+    """`name` loads ours from now on; what it loaded before, if anything, stays reachable as `original_name`. False: was done
+    already."""
     registry = _registry(__getattr__("KVConnectorFactory"), "KVConnectorFactory")
     if original_name in registry:
         return False
-    if name not in registry:
-        raise Unsupported(f"vLLM {vllm_version()}: no connector is named {name!r}")
-    registry[original_name] = registry[name]
+
+    def nothing() -> Any:
+        raise ValueError(f"vLLM {vllm_version()} has no connector of its own named {name!r}")
+
+    registry[original_name] = registry.get(name, nothing)
     registry[name] = load
     return True
 

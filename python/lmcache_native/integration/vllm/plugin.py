@@ -29,6 +29,8 @@ NATIVE = "LMCacheNativeConnector"
 ORIGINAL_SUFFIX = ".vllm"  # vLLM's own stays reachable under its name with this
 PACKAGE = "lmcache_native.integration.vllm"
 
+_served: set[str] = set()  # names that lead to a connector of ours
+
 
 def register() -> None:
     """Idempotent. Raises only when LMCACHE_NATIVE asks for something that cannot be had."""
@@ -49,11 +51,13 @@ def register() -> None:
 def _replace(*, offloading: bool, lmcache: bool) -> None:
     from lmcache_native.integration.vllm import compat
 
-    new = compat.add_connector(NATIVE, _native)
-    for name in LMCACHE if lmcache else ():
-        new |= compat.replace_connector(name, name + ORIGINAL_SUFFIX, _in_place_of(name))
+    wanted = {name: _in_place_of(name) for name in LMCACHE} if lmcache else {}
     if offloading:
-        new |= compat.replace_connector(OFFLOADING, OFFLOADING + ORIGINAL_SUFFIX, _offloading)
+        wanted[OFFLOADING] = _offloading
+    new = compat.add_connector(NATIVE, _native)
+    for name, load in wanted.items():
+        new |= compat.replace_connector(name, name + ORIGINAL_SUFFIX, load)
+    _served.update(wanted, [NATIVE])
     if new:
         compat.after_transfer_config(_early)
 
@@ -99,7 +103,10 @@ def _version() -> str:
 def _early(vllm_config: Any) -> None:
     """Where the configuration is first whole, in the front end: wrong values fail here, before anything is started."""
     transfer = vllm_config.kv_transfer_config
-    if transfer is None or transfer.kv_connector_module_path not in (None, PACKAGE):
+    if transfer is None:
+        return
+    module = transfer.kv_connector_module_path
+    if module != PACKAGE and (module is not None or transfer.kv_connector not in _served):
         return
     from lmcache_native.integration.vllm import compat
 

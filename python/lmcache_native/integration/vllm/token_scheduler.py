@@ -122,8 +122,8 @@ class TokenScheduler:
         self._forget_if_idle(state)
 
     def _forget_if_idle(self, state: RequestState) -> None:
-        if state.finished and not state.jobs:
-            self._states.pop(state.request_id, None)
+        if state.finished and not state.jobs and self._states.get(state.request_id) is state:
+            del self._states[state.request_id]
 
     # ---- lookup -------------------------------------------------------------------------------------------------------
 
@@ -174,6 +174,8 @@ class TokenScheduler:
         need: int = max(min(end, request.num_tokens - 1) - computed, 0)
         if (hit, need) != state.reported:
             state.reported = (hit, need)
+            if state.keys is not None:
+                self.store.touch(state.keys.whole(computed))  # what the engine has itself is in use, too
             quickstart_log.matched(state.request_id, request.num_tokens, hit, need, self._config.min_retrieve_tokens)
         if need < self._config.min_retrieve_tokens:
             need = 0

@@ -87,7 +87,8 @@ class CopyItems:
 
 
 def copy_items(job: TransferJob, pages: TokenPages, chunk_tokens: int) -> CopyItems:
-    """Cuts [begin, end) at chunk borders. Opaque pages: all borders must be borders of blocks, and the copier's unit is a block."""
+    """Cuts [begin, end) at chunk borders. Opaque pages: the copier's unit is a block, so that begin and chunks must be at borders
+    of blocks, and the block that holds the end is copied whole (it is the request's own, and what follows is computed)."""
     unit_tokens = pages.block_tokens if pages.opaque else 1
     block_tokens = pages.block_tokens if pages.opaque else pages.kernel_block_tokens
     chunks = np.asarray(job.chunks, dtype=np.int64)
@@ -96,7 +97,7 @@ def copy_items(job: TransferJob, pages: TokenPages, chunk_tokens: int) -> CopyIt
     origin = job.first_block * pages.block_tokens // block_tokens
     return CopyItems(
         first_tokens=((first - chunks * chunk_tokens) // unit_tokens).astype(np.uint32),
-        tokens=((last - first) // unit_tokens).astype(np.uint32),
+        tokens=(-(-(last - first) // unit_tokens)).astype(np.uint32),
         block_begin=(first // block_tokens - origin).astype(np.uint32),
         token_in_block=(first % block_tokens // unit_tokens).astype(np.uint32),
     )
