@@ -74,6 +74,12 @@ def test_first_life(life: Life) -> None:
         check_own_hit(own, loaded)
         print(check_cold(cold, loaded))
     assert life.server.cached_tokens_by_source()["host"] == HIT_TOKENS * 3
+    until_clean(life.server)
+    metrics = life.server.metrics()
+    chunk_bytes = CHUNK_TOKENS * 23040  # SmolLM2: 23,040 bytes of KV a token
+    assert metrics["vllm:kv_offload_store_bytes_total"] == 3 * 22 * chunk_bytes
+    assert metrics["vllm:kv_offload_load_bytes_total"] == 3 * 22 * chunk_bytes
+    assert metrics["lmcache_native:hit_chunks_total"] == 3 * 22
 
 
 def test_restart_and_kill_9(life: Life) -> None:

@@ -41,6 +41,13 @@ def definitions() -> dict[str, Any]:
     return found
 
 
+def note_transfer(stats: Any, kind: str, size_bytes: int, seconds: float) -> None:
+    """Adds a transfer that ended to vLLM's own metrics of any offloading connector. `kind`: load or store."""
+    stats.increase_counter(f"vllm:kv_offload_{kind}_bytes", size_bytes)
+    stats.increase_counter(f"vllm:kv_offload_{kind}_time", seconds)
+    stats.observe_histogram(f"vllm:kv_offload_{kind}_size", size_bytes)
+
+
 class StatsReporter:
     """Turns snapshots into what changed since the last one. vLLM asks after each step; a snapshot is taken at most every 0.5 s."""
 

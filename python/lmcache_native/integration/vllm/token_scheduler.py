@@ -21,7 +21,7 @@ from lmcache_native.config import NativeConfig
 from lmcache_native.errors import InternalError, InvalidArgument, LmcacheNativeError, NotFound, ResourceExhausted
 from lmcache_native.integration.vllm import compat, quickstart_log
 from lmcache_native.integration.vllm.namespace import Namespaces
-from lmcache_native.integration.vllm.stats import StatsReporter
+from lmcache_native.integration.vllm.stats import StatsReporter, note_transfer
 from lmcache_native.integration.vllm.token_keys import TokenKeys, request_settings
 from lmcache_native.integration.vllm.token_requests import Job, Match, RequestState
 from lmcache_native.integration.vllm.transfer import TokenConnectorMetadata, TokenWorkerMetadata, TransferJob
@@ -63,6 +63,7 @@ class TokenScheduler:
         self._prefetched_bytes = 0
         self._events: list[Any] = []
         self._stats = StatsReporter()
+        self._transfers = compat.OffloadingConnectorStats()  # since the last report
         self._closed = False
 
     # ---- requests -----------------------------------------------------------------------------------------------------
@@ -358,6 +359,8 @@ class TokenScheduler:
         if any(job.is_load and job.report is not None and job.report.failed for job in self._jobs.values()):
             self._drop_stores()
         for job in ended:
+            assert job.report is not None
+            note_transfer(self._transfers, "load" if job.is_load else "store", job.report.bytes, job.report.seconds)
             self._remove_job(job)
             if job.is_load:
                 self._load_ended(job)
@@ -473,7 +476,10 @@ class TokenScheduler:
         return events
 
     def stats(self) -> Any:
-        return self._stats.report(self.store.stats()) if self._stats.due() and not self._closed else None
+        if self._closed or not self._stats.due():
+            return None
+        transfers, self._transfers = self._transfers, compat.OffloadingConnectorStats()
+        return self._stats.report(self.store.stats()).aggregate(transfers)
 
     def shutdown(self) -> None:
         if self._closed:
