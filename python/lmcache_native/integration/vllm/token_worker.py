@@ -62,7 +62,8 @@ class TokenWorker(CopierClient):
         )
         self.pages = pages
         self.chunk_tokens = chunk_tokens
-        self._layer_of = {name: index for index, name in enumerate(layer_names)}
+        # Layers that share a cache count once in `pages`, so that these numbers may be too large, never too small.
+        self._layer_of = {name: min(index, pages.layers - 1) for index, name in enumerate(layer_names)}
         self._load_timeout_s = load_timeout_s
         self._layerwise = layerwise
         self._deferred: list[TransferJob] = []
@@ -102,10 +103,8 @@ class TokenWorker(CopierClient):
             left_s = max(self._loads[job_id].cancel_at_s - time.monotonic(), 0.0)
             try:
                 self._copier.wait_layers(job_id, layer + 1, timeout_s=left_s, stream=self.stream())
-            except DeadlineExceeded:
+            except LmcacheNativeError:  # late, or it failed: not before it has stopped writing
                 self._wait_for_loads([job_id])
-            except LmcacheNativeError as error:
-                logger.debug("load job %d, layer %d: %s", job_id, layer, error)
 
     def end_step(self, meta: TokenConnectorMetadata) -> None:
         """After the forward pass was launched."""
