@@ -36,9 +36,10 @@ def test_loads_within_the_step(smollm2: Path, tmp_path: Path, extra: dict[str, A
         own = running.answer(prompt)
         for evict in (running.forget_gpu, running.evict_to_nvme):
             evict()
-            with running.watch_loads() as kv:
+            with running.watch_loads() as kv, running.counted("wait_for_layer") as layers_waited_for:
                 loaded = running.answer(prompt)
             assert kv[0].shape[2] == HIT_TOKENS
+            assert len(layers_waited_for) >= 30  # vLLM calls it in every layer of every step
             check_own_hit(own, loaded)
             print(check_cold(cold, loaded))
 

@@ -220,6 +220,19 @@ class TokenEngine:
             yield
 
     @contextlib.contextmanager
+    def counted(self, method: str) -> Iterator[list[Any]]:
+        """The first argument of each call of the worker's `method`."""
+        calls: list[Any] = []
+        original = getattr(self.worker, method)
+
+        def counting(argument: Any) -> Any:
+            calls.append(argument)
+            return original(argument)
+
+        with _replaced(self.worker, **{method: counting}):
+            yield calls
+
+    @contextlib.contextmanager
     def garbage_before_the_step(self, item: int) -> Iterator[None]:
         """As failing_loads, for synchronous loads: the garbage is there before the forward pass that reads it."""
         worker = self.worker
