@@ -1,8 +1,12 @@
 """vLLM's own tiered offloading, made to run on the CPU: the peer of ttft.py.
 
-All of it is vLLM's (TieringOffloadingSpec: manager, lookups, the shared region in /dev/shm, the `fs` tier with its threads and
-files) except what vLLM refuses to do without a GPU, the copies between engine pages and the shared region. These are memory copies
-here, in one thread of their own, so that they overlap with the engine's steps as vLLM's copies on a GPU stream do.
+vLLM's, unchanged: TieringOffloadingSpec and its manager, lookups, eviction and promotion; the shared region in /dev/shm with its
+views; the `fs` tier with its 16 + 16 threads, its files and their O_DIRECT; connector and scheduler around them.
+
+Ours: `get_worker`, because vLLM's refuses a machine without a GPU, and MemcpyWorker, which it returns: `memmove` of whole engine
+pages between the engine's tensors and the shared region, in one thread of its own. So copies overlap with the engine's steps, as
+vLLM's own do on a GPU's stream, and are in order. A chunk is one engine block. What the peer's numbers say of this worker's speed
+they say of us; what they say of tiers, files and scheduling they say of vLLM.
 """
 
 from __future__ import annotations
@@ -17,40 +21,22 @@ from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 
 
-class MemcpyWorker(OffloadingWorker):
-    def __init__(self, kv_caches: CanonicalKVCaches, region: SharedOffloadRegion, blocks_per_chunk: int) -> None:
-        assert blocks_per_chunk == 1, "ttft.py measures chunks of one engine block"
-        self._tensors = [cache.tensor for cache in kv_caches.tensors]
-        self._views = [region.create_next_worker_view(cache.page_size_bytes) for cache in kv_caches.tensors]
-        self._sizes = [cache.page_size_bytes for cache in kv_caches.tensors]
+class MemcpyWorker(OffloadingWorker):  # type: ignore[misc, unused-ignore]
+    """Called by one thread, vLLM's worker. A job that raises does so again in `get_finished`, which ends the engine."""
+
+    def __init__(self, kv_caches: CanonicalKVCaches, region: SharedOffloadRegion) -> None:
+        self._engine = [cache.tensor for cache in kv_caches.tensors]
+        self._host = [region.create_next_worker_view(cache.page_size_bytes) for cache in kv_caches.tensors]
+        self._page_bytes = [cache.page_size_bytes for cache in kv_caches.tensors]
         self._region = region
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._jobs: dict[int, Future[TransferResult]] = {}
 
     def submit_store(self, job_id: int, src_spec: Any, dst_spec: Any) -> bool:
-        self._jobs[job_id] = self._thread.submit(
-            self._copy, job_id, self._tensors, src_spec.block_ids, self._views, dst_spec.block_ids
-        )
-        return True
+        return self._submit(job_id, self._engine, src_spec, self._host, dst_spec)
 
     def submit_load(self, job_id: int, src_spec: Any, dst_spec: Any) -> bool:
-        self._jobs[job_id] = self._thread.submit(
-            self._copy, job_id, self._views, src_spec.block_ids, self._tensors, dst_spec.block_ids
-        )
-        return True
-
-    def _copy(self, job_id: int, sources: Any, source_ids: Any, targets: Any, target_ids: Any) -> TransferResult:
-        begin = time.perf_counter()
-        copied = 0
-        for source, target, size in zip(sources, targets, self._sizes, strict=True):
-            source_base, source_stride = source.data_ptr(), source.stride(0)
-            target_base, target_stride = target.data_ptr(), target.stride(0)
-            for source_id, target_id in zip(source_ids.tolist(), target_ids.tolist(), strict=True):
-                ctypes.memmove(target_base + target_id * target_stride, source_base + source_id * source_stride, size)
-                copied += size
-        return TransferResult(
-            job_id=job_id, success=True, transfer_size=copied, transfer_time=max(time.perf_counter() - begin, 1e-9)
-        )
+        return self._submit(job_id, self._host, src_spec, self._engine, dst_spec)
 
     def get_finished(self) -> list[TransferResult]:
         ended = [job_id for job_id, job in self._jobs.items() if job.done()]
@@ -63,18 +49,40 @@ class MemcpyWorker(OffloadingWorker):
 
     def shutdown(self) -> None:
         self._thread.shutdown()
+        self._host.clear()
         self._region.cleanup()
 
+    def _submit(self, job_id: int, sources: Any, src_spec: Any, targets: Any, dst_spec: Any) -> bool:
+        source_ids, target_ids = src_spec.block_ids.tolist(), dst_spec.block_ids.tolist()
+        self._jobs[job_id] = self._thread.submit(self._copy, job_id, sources, source_ids, targets, target_ids)
+        return True
 
-class CpuTieringSpec(TieringOffloadingSpec):
+    def _copy(self, job_id: int, sources: Any, source_ids: list[int], targets: Any, target_ids: list[int]) -> TransferResult:
+        begin = time.perf_counter()
+        for source, target, page_bytes in zip(sources, targets, self._page_bytes, strict=True):
+            source_base, source_stride = source.data_ptr(), source.stride(0)
+            target_base, target_stride = target.data_ptr(), target.stride(0)
+            for source_id, target_id in zip(source_ids, target_ids, strict=True):
+                ctypes.memmove(target_base + target_id * target_stride, source_base + source_id * source_stride, page_bytes)
+        return TransferResult(
+            job_id=job_id,
+            success=True,
+            transfer_size=sum(self._page_bytes) * len(source_ids),
+            transfer_time=max(time.perf_counter() - begin, 1e-9),
+        )
+
+
+class CpuTieringSpec(TieringOffloadingSpec):  # type: ignore[misc, unused-ignore]
     def get_worker(self, kv_caches: CanonicalKVCaches) -> MemcpyWorker:
+        if self.blocks_per_chunk != 1:
+            raise ValueError(f"block_size makes chunks of {self.blocks_per_chunk} engine blocks; this worker copies chunks of 1")
         if self._worker is None:
             region = SharedOffloadRegion(
                 engine_id=self._engine_id,
                 num_chunks=self.num_chunks,
-                rank=self.config.parallel.rank,
+                rank=0 if self.replicated_layout else self.config.parallel.rank,
                 kv_bytes_per_chunk=self.kv_bytes_per_chunk,
                 cpu_page_size=self.cpu_page_size_per_worker,
             )
-            self._worker = MemcpyWorker(kv_caches, region, self.blocks_per_chunk)
+            self._worker: MemcpyWorker | None = MemcpyWorker(kv_caches, region)
         return self._worker
