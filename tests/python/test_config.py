@@ -279,3 +279,20 @@ def test_engines_take_directories_in_turn() -> None:
 
 def test_available_memory_is_some_of_what_there_is() -> None:
     assert 0 < config.available_memory_bytes() < config.memory_limit_bytes()
+
+
+def test_page_cache_of_a_control_group_is_available(tmp_path: Path) -> None:
+    from lmcache_native.config.machine import _inactive_file_bytes
+
+    stat = tmp_path / "memory.stat"
+    assert _inactive_file_bytes(stat) == 0
+    stat.write_text("anon 5\ninactive_file 4096\n")
+    assert _inactive_file_bytes(stat) == 4096
+    stat.write_text("inactive_file 4096\ntotal_inactive_file 8192\n")  # version 1: with all below it
+    assert _inactive_file_bytes(stat) == 8192
+
+
+@pytest.mark.parametrize("word", ["None", "null", "true"])
+def test_a_word_is_not_a_directory(word: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"LMCACHE_LOCAL_DISK='{word}'"):
+        resolve({"max_local_cpu_size": 1, "max_local_disk_size": 1}, {"LMCACHE_LOCAL_DISK": word})

@@ -85,8 +85,19 @@ def available_memory_bytes() -> int:
     for limit_file, used_file in _LIMIT_FILES:
         limit, used = _number_in(limit_file), _number_in(used_file)
         if limit is not None and used is not None:
-            available = min(available, max(0, limit - used))
+            reclaimable = _inactive_file_bytes(Path(used_file).parent / "memory.stat")
+            available = min(available, max(0, limit - max(0, used - reclaimable)))
     return available
+
+
+def _inactive_file_bytes(stat: Path) -> int:
+    """Page cache that a control group counts as used and gives up when memory is asked for: the weights just read, for one."""
+    try:
+        lines = stat.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    values = dict(line.split()[:2] for line in lines if len(line.split()) >= 2)
+    return int(values.get("total_inactive_file", values.get("inactive_file", "0")))
 
 
 def _number_in(file: str) -> int | None:

@@ -267,7 +267,7 @@ def directories(given: Given) -> tuple[Path, ...]:
     paths = []
     for word in _words(given, right):
         path = word.removeprefix("file://")
-        if "://" in path or not path:
+        if "://" in path or not path or path.lower() in ("none", "null", "true", "false"):
             raise given.wrong(right)
         paths.append(Path(os.path.abspath(os.path.expanduser(path))))
     if len(set(paths)) != len(paths):

@@ -151,6 +151,33 @@ def test_groups() -> None:
         support.offloaded_group(SimpleNamespace(kv_cache_groups=[window]))
 
 
+def test_full_attention_whose_kv_a_prefix_does_not_decide() -> None:
+    """What follows a prefix changes its KV, or its blocks are given up while the request runs: never cached."""
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec
+
+    shape: dict[str, Any] = {"block_size": 16, "num_kv_heads": 2, "head_size": 64, "dtype": __import__("torch").bfloat16}
+    prefix_lm = KVCacheGroupSpec(["a"], FullAttentionSpec(**shape, non_causal=True))
+    with pytest.raises(Unsupported, match="non-causal"):
+        support.offloaded_group(SimpleNamespace(kv_cache_groups=[prefix_lm]))
+    windowed = type("RSWASpec", (FullAttentionSpec,), {})(**shape)
+    with pytest.raises(Unsupported, match="RSWASpec"):
+        support.offloaded_group(SimpleNamespace(kv_cache_groups=[KVCacheGroupSpec(["a"], windowed)]))
+
+
+def test_the_users_number_of_engines_wins(with_plugin: Callable[[str], None], tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_plugin("1")
+    monkeypatch.setenv("LMCACHE_DATA_PARALLEL_ENGINES", "8")
+    transfer = engine_config(tiny, kv_offloading_size=0.25).kv_transfer_config
+    assert resolve(transfer.kv_connector_extra_config, {"LMCACHE_DATA_PARALLEL_ENGINES": "8"}).data_parallel_engines == 8
+
+
+def test_namespace_holds_what_the_server_tells_the_processor_and_not_who_loaded_the_model(plain: VllmConfig) -> None:
+    assert "transformers_version" in plain.model_config.hf_config.to_json_string(use_diff=False)
+    assert "transformers_version" not in namespace._config_text(plain.model_config)
+    assert namespace._rope_depends_on_length(SimpleNamespace(rope_parameters={"full_attention": {"rope_type": "longrope"}}))
+    assert not namespace._rope_depends_on_length(SimpleNamespace(rope_parameters={"full_attention": {"rope_type": "default"}}))
+
+
 def test_chunk_size_in_blocks() -> None:
     assert support.blocks_per_chunk(None, 128, {"block_size": 256}) is None
     assert support.blocks_per_chunk(256, 128, {}) == 2

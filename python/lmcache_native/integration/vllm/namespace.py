@@ -142,6 +142,9 @@ def _model_parts(prefix: str, model: Any, load: Any, config: NativeConfig, lasti
         f"{prefix}.quantization": str(model.quantization),
         f"{prefix}.load": f"{load.load_format};{load.model_loader_extra_config}",
     }
+    multimodal = getattr(model, "multimodal_config", None)
+    if multimodal is not None and multimodal.mm_processor_kwargs:  # vLLM's hash of an item holds the request's only
+        parts[f"{prefix}.mm_processor_kwargs"] = json.dumps(multimodal.mm_processor_kwargs, sort_keys=True, default=repr)
     if _rope_depends_on_length(model.hf_text_config):
         parts[f"{prefix}.max_model_len"] = str(model.max_model_len)
     if config.model_fingerprint is not None:
@@ -160,16 +163,23 @@ def _model_parts(prefix: str, model: Any, load: Any, config: NativeConfig, lasti
 
 
 def _config_text(model: Any) -> str:
-    """The model's configuration as loaded: hf_overrides and rope are in it."""
-    return f"{model.hf_config.to_json_string(use_diff=False)}\n{model.quantization_config!r}"
+    """The model's configuration as loaded: hf_overrides and rope are in it. Not who loaded it."""
+    config = json.loads(model.hf_config.to_json_string(use_diff=False))
+    config.pop("transformers_version", None)
+    return f"{json.dumps(config, sort_keys=True)}\n{model.quantization_config!r}"
 
 
 def _rope_depends_on_length(text_config: Any) -> bool:
     for name in ("rope_scaling", "rope_parameters"):
         rope = getattr(text_config, name, None)
-        if isinstance(rope, dict) and rope.get("rope_type", rope.get("type", "default")) != "default":
+        if isinstance(rope, dict) and any(_is_scaled(part) for part in (rope, *rope.values())):
             return True
     return False
+
+
+def _is_scaled(rope: Any) -> bool:
+    """Of all layers, or of one layer type."""
+    return isinstance(rope, dict) and rope.get("rope_type", rope.get("type", "default")) != "default"
 
 
 def _digest(text: str) -> str:

@@ -85,7 +85,15 @@ class StoreOpening:
     def _numa_nodes(self) -> list[int]:
         if self._config.numa_nodes is not None:
             return list(self._config.numa_nodes)
-        return sorted(_nodes_of_devices(self._vllm_config)) if self._config.numa_auto else []
+        if not self._config.numa_auto:
+            return []
+        try:
+            return sorted(_nodes_of_devices(self._vllm_config))
+        except OSError as error:
+            logger.warning(
+                "numa_mode auto: the GPUs' nodes cannot be found, host memory lies wherever the kernel puts it: %s", error
+            )
+            return []
 
 
 def _nodes_of_devices(vllm_config: Any) -> set[int]:
@@ -94,7 +102,9 @@ def _nodes_of_devices(vllm_config: Any) -> set[int]:
         import torch
 
         nodes = set()
-        for index in range(vllm_config.parallel_config.world_size):
+        parallel = vllm_config.parallel_config
+        first = (parallel.data_parallel_rank_local or 0) * parallel.world_size
+        for index in range(first, first + parallel.world_size):
             properties = torch.cuda.get_device_properties(index)
             bus = f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
             nodes.add(int(Path(f"/sys/bus/pci/devices/{bus}/numa_node").read_text(encoding="ascii")))

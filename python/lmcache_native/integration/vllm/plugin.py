@@ -121,5 +121,6 @@ def _early(vllm_config: Any) -> None:
     else:
         return
     # An engine core of a dense model no longer knows how many its siblings are.
-    extra.setdefault("data_parallel_engines", vllm_config.parallel_config.data_parallel_size)
+    if config.data_parallel_engines is None:
+        extra["data_parallel_engines"] = vllm_config.parallel_config.data_parallel_size
     check_machine(config)

@@ -34,8 +34,11 @@ def offloaded_group(kv_cache_config: Any) -> Any:
     if len(groups) != 1:
         raise Unsupported(f"{len(groups)} KV cache groups (hybrid attention): not yet supported, only models with one")
     for spec in compat.uniform_specs(groups[0].kv_cache_spec):
-        if not isinstance(spec, compat.FullAttentionSpec):
+        # Exactly these: a subclass may give up blocks early, or keep KV that its block alone does not hold.
+        if type(spec) not in (compat.FullAttentionSpec, compat.MLAAttentionSpec):
             raise Unsupported(f"{type(spec).__name__} layers: not yet supported, only full attention")
+        if spec.non_causal:
+            raise Unsupported("non-causal attention: a prefix's KV depends on what follows it, it cannot be cached")
     return groups[0]
 
 
