@@ -3,7 +3,7 @@
 //
 // Invariant: a unit is taken by one thread, once, in order of submission; the thread that ends a job's last unit writes the rank
 // words and reports the job. All shared state is under mutex_; bytes move and words are written outside it. The units of a
-// cancelled job are taken as any others, but copy nothing.
+// cancelled job go ahead of all others, and copy nothing.
 #include <algorithm>
 #include <condition_variable>
 #include <deque>
@@ -106,7 +106,12 @@ class HostCopier final : public PagedCopier {
   void cancel(std::span<const std::uint64_t> ids) override {
     std::lock_guard lock(mutex_);
     for (const std::uint64_t id : ids) {
-      if (const auto found = jobs_.find(id); found != jobs_.end()) found->second->cancelled = true;
+      const auto found = jobs_.find(id);
+      if (found == jobs_.end()) continue;
+      found->second->cancelled = true;
+      // Its units copy nothing, so they go ahead of those that do: it ends as soon as a thread is free.
+      const auto queued = std::ranges::find(queue_, found->second);
+      if (queued != queue_.end()) std::rotate(queue_.begin(), queued, queued + 1);
     }
   }
 

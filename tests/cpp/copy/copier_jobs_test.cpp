@@ -228,6 +228,26 @@ TEST_F(CopierJobs, ACancelledLoadIsCountedOnEachOfItsSlots) {
   for (std::size_t s = 0; s < kSlots; ++s) EXPECT_EQ(loads_done(arena_->image(s), 1), 1u) << "slot " << s << " stays quarantined";
 }
 
+// blocking_timeout of a load must not be that of the stores before it.
+TEST_F(CopierJobs, ACancelledJobEndsAheadOfThoseBeforeIt) {
+  expect_gathered(0);
+  expect_gathered(1);
+  SeqPoints::hold("copier.before_unit");
+  SeqPointScope scope;
+  ASSERT_TRUE(copier_->submit(job(1, CopyDirection::kGather, {0})).ok());
+  ASSERT_TRUE(SeqPoints::wait_until_reached("copier.before_unit", 60s));
+  ASSERT_TRUE(copier_->submit(job(2, CopyDirection::kGather, {1})).ok());
+  ASSERT_TRUE(copier_->submit(job(3, CopyDirection::kScatter, {2})).ok());
+  const std::uint64_t ids[] = {3}, all[] = {1, 2, 3};
+  copier_->cancel(ids);
+  SeqPoints::release("copier.before_unit");
+  ASSERT_TRUE(copier_->wait(all, 60s).ok());
+  std::vector<std::uint64_t> order;
+  for (const CopyDone& d : copier_->poll()) order.push_back(d.id);
+  EXPECT_EQ(order, (std::vector<std::uint64_t>{1, 3, 2}));
+  EXPECT_EQ(arena_->compare(), "");
+}
+
 TEST_F(CopierJobs, LayerByLayerTheFirstLayersAreThereFirst) {
   SeqPoints::hold("copier.before_unit");
   SeqPointScope scope;
