@@ -30,7 +30,7 @@ def engine(model: Path, directory: Path | None = None, **extra: Any) -> Iterator
 
 @pytest.mark.parametrize("extra", [{"enable_async_loading": False}, {"use_layerwise": True}], ids=["synchronous", "layerwise"])
 def test_loads_within_the_step(smollm2: Path, tmp_path: Path, extra: dict[str, Any]) -> None:
-    with engine(smollm2, tmp_path / "kv", **extra) as running:
+    with engine(smollm2, tmp_path / "kv", async_scheduling=False, **extra) as running:
         prompt = running.prompt(1, LENGTH)
         cold = running.answer(prompt)
         own = running.answer(prompt)
@@ -58,6 +58,15 @@ def test_loads_within_the_step(smollm2: Path, tmp_path: Path, extra: dict[str, A
         running.forget_all()
         cold = running.answer(longer)
         print(check_cold(cold, recomputed))
+
+        # Its request is aborted before it was computed again: the garbage is in none of vLLM's cached blocks.
+        running.forget_gpu()
+        with running.garbage_before_the_step(3):
+            add(running, "aborted", longer)
+            running.llm.llm_engine.step()  # loads, computes on the garbage, and hears of the failure
+            running.llm.llm_engine.abort_request(["aborted"])
+            running.drain()
+        print(check_cold(cold, running.answer(longer)))
 
 
 def test_failed_load_fails_the_request_when_asked_to(smollm2: Path) -> None:

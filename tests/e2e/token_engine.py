@@ -18,7 +18,7 @@ from same_answer import Answer
 sys.path.insert(0, str(Path(__file__).parent / "small_blocks"))
 import lmcn_small_blocks
 
-ENGINE_OPTIONS = ("block_size", "enable_lora", "kv_cache_dtype", "max_model_len", "num_gpu_blocks_override")
+ENGINE_OPTIONS = ("async_scheduling", "block_size", "enable_lora", "kv_cache_dtype", "max_model_len", "num_gpu_blocks_override")
 
 
 class TokenEngine:

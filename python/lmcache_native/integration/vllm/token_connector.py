@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from lmcache_native.config import GIB, NativeConfig, Profile, check_machine, resolve
@@ -29,7 +30,7 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
         transfer = vllm_config.kv_transfer_config
         if scheduler:
             compat.warn_if_untested()
-        self._config = configuration(vllm_config, warn=scheduler)
+        self._config = loads_that_are_safe(configuration(vllm_config, warn=scheduler), vllm_config, warn=scheduler)
         support.check_role(transfer.kv_role)
         support.check_parallelism(vllm_config.parallel_config)
         self._group = support.offloaded_group(kv_cache_config)
@@ -143,6 +144,7 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
             chunk_bytes=agreed.rank_bytes * world,
             block_tokens=block_tokens,
             partial_chunks=not agreed.opaque,
+            forget_blocks=self._forget_blocks,
         )
         pages_text = f"blocks of {block_tokens} tokens " + ("as opaque pages" if agreed.opaque else "addressed by token")
         self._opening.log_start(
@@ -152,6 +154,12 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
         )
         logger.info("namespace %s", namespaces.of(None).hex())
         logger.debug("namespace is of:\n%s", namespace.canonical_text(description))
+
+    def _forget_blocks(self, request_ids: Iterable[str]) -> None:
+        manager = self._kv_cache_manager
+        for request_id in request_ids:
+            (blocks,) = manager.get_block_ids(request_id)
+            manager.evict_blocks(set(blocks))
 
     def on_new_request(self, request: Any) -> None:
         self.scheduler.on_new_request(request)
@@ -213,6 +221,20 @@ def configuration(vllm_config: Any, *, warn: bool = False) -> NativeConfig:
     if size is not None:
         extra = extra | {"cpu_bytes_to_use": size * GIB}
     return resolve(extra, os.environ, profile=Profile.LMCACHE, warn=warn)
+
+
+def loads_that_are_safe(config: NativeConfig, vllm_config: Any, *, warn: bool) -> NativeConfig:
+    """With asynchronous scheduling vLLM plans a step before it knows that a load of the one before failed, lets other requests
+    compute on its blocks, and does not compute them again. So loads are asynchronous there, which is safe."""
+    if config.async_loading or not vllm_config.scheduler_config.async_scheduling:
+        return config
+    if warn:
+        logger.warning(
+            "%s: not with vLLM's asynchronous scheduling, where a failed load could end in wrong text; loads are asynchronous "
+            "(--no-async-scheduling allows it)",
+            "use_layerwise" if config.layerwise else "enable_async_loading=false",
+        )
+    return replace(config, async_loading=True, layerwise=False)
 
 
 def chunk_tokens(config: NativeConfig, found: pages.TokenPages) -> int:

@@ -5,7 +5,9 @@ One thread, vLLM's scheduler, calls everything, and nothing waits: lookups, leas
 Invariants
 T1  A block that a store reads is not written before the store has ended: stores of preempted requests, and stores that read a
     finished request's block which is handed out again, are flushed by the workers before the step that could write it.
-T2  KV that may rest on a failed load is never published: with any failed load, all stores under way are dropped.
+T2  KV that may rest on a failed load is never published. Only a synchronous load can be computed upon: vLLM caches its blocks when
+    it allocates them. When one fails, all stores under way are dropped, requests under way store nothing more but the one that
+    failed, and vLLM forgets the blocks of all of them.
 T3  At most one load of a chunk is under way: a request that needs what another is loading waits until vLLM has cached it.
 """
 
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lmcache_native import ChunkKeys, Presence, ReadLease, Store, WriteLease
@@ -44,8 +46,11 @@ class TokenScheduler:
         chunk_bytes: int,
         block_tokens: int,
         partial_chunks: bool,
+        forget_blocks: Callable[[Iterable[str]], None],
     ) -> None:
-        """chunk_bytes: of all ranks. block_tokens: the engine's. partial_chunks: whether pages are addressed by token."""
+        """chunk_bytes: of all ranks. block_tokens: the engine's. partial_chunks: whether pages are addressed by token.
+        forget_blocks: takes the blocks of these requests out of vLLM's prefix cache."""
+        self._forget_blocks = forget_blocks
         self._config = config
         self.store = store
         self.namespaces = namespaces
@@ -356,8 +361,13 @@ class TokenScheduler:
         ended = [
             self._jobs[job_id] for job_id, report in meta.ended.items() if job_id in self._jobs and self._jobs[job_id].add(report)
         ]
-        if any(job.is_load and job.report is not None and job.report.failed for job in self._jobs.values()):
-            self._drop_stores()
+        failed = {
+            job.state.request_id
+            for job in self._jobs.values()
+            if job.is_load and job.transfer.synchronous and job.report is not None and job.report.failed
+        }
+        if failed:
+            self._distrust(failed)
         for job in ended:
             assert job.report is not None
             note_transfer(self._transfers, "load" if job.is_load else "store", job.report.bytes, job.report.seconds)
@@ -405,13 +415,17 @@ class TokenScheduler:
         size = self._chunk_tokens
         return sum(min((chunk + 1) * size, job.transfer.end) - chunk * size for chunk in job.transfer.chunks)
 
-    def _drop_stores(self) -> None:
-        """T2. Their requests store the same chunks again, once they have been recomputed."""
+    def _distrust(self, failed: set[str]) -> None:
+        """T2. `failed`: requests whose synchronous load failed. They are recomputed, and store the same chunks again."""
         for job in self._jobs.values():
             if not job.is_load:
                 job.drop()
                 job.state.all_saved = False
                 job.state.saved_tokens = min(job.state.saved_tokens, job.transfer.begin // self._chunk_tokens * self._chunk_tokens)
+        for state in self._states.values():
+            if state.request_id not in failed:
+                state.may_save = False
+        self._forget_blocks([name for name, state in self._states.items() if not state.finished])
 
     def _new_id(self) -> int:
         self._next_job += 1
