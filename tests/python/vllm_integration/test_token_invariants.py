@@ -103,7 +103,9 @@ def test_preempted_requests_stores_end_before_the_step(make: Make) -> None:
 
 @pytest.mark.parametrize("config", [{"async_loading": False}, {"async_loading": False, "layerwise": True}])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_store_that_rests_on_a_failed_load_is_dropped_and_done_again(make: Make, ranks: int, config: dict[str, Any]) -> None:
+def test_store_that_rests_on_a_failed_load_is_dropped_and_its_request_stores_nothing_more(
+    make: Make, ranks: int, config: dict[str, Any]
+) -> None:
     engine = make(chunk=24, ranks=ranks, step_tokens=200, blocks=60, **config)
     tokens, longer = prompt(40, 125), prompt(40, 125) + prompt(41, 70)
     engine.answered(tokens)
@@ -117,7 +119,36 @@ def test_store_that_rests_on_a_failed_load_is_dropped_and_done_again(make: Make,
     assert len(store.lease) == 0
     engine.drain()
     engine.heal_loads()
+    engine.forget_blocks()
+    assert engine.answered(longer) == 120
+    engine.forget_blocks()
     assert engine.answered(longer) == 192
+
+
+def test_request_that_computed_on_a_failed_load_and_was_aborted_before_anyone_knew(make: Make) -> None:
+    """Its blocks are free and no request's, but vLLM's cache would still find them: the cache is emptied."""
+    engine = make(chunk=24, step_tokens=200, blocks=60, async_loading=False)
+    tokens, longer = prompt(46, 125), prompt(46, 125) + prompt(47, 70)
+    engine.answered(tokens)
+    engine.forget_blocks()
+    engine.fail_loads(random.Random(1), 1.0)
+    name = engine.ask(longer, max_tokens=4)
+    update = engine.scheduler.update
+
+    def aborted_first(meta: Any) -> None:
+        if name in engine.requests:
+            engine.requests[name].status = RequestStatus.FINISHED_ABORTED
+            engine.scheduler.request_finished(engine.requests[name])
+        update(meta)
+
+    engine.scheduler.update = aborted_first
+    engine.step()
+    engine.scheduler.update = update
+    assert engine.cached == {}
+    engine._free(name)
+    engine.heal_loads()
+    engine.drain()
+    assert in_store(engine, longer) == 5
 
 
 def first_load_only() -> Any:

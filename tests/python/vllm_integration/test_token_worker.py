@@ -162,6 +162,8 @@ def test_hit_that_cannot_be_leased_any_more_is_computed(
             mark_what_a_failed_load_leaves(engine, patch)
         assert engine.answered(tokens) == 120
     engine.drain()
+    if not engine.config.async_loading:  # what was computed on is not trusted: the next request stores it
+        assert engine.answered(tokens) == 0
     assert engine.answered(tokens) == 120
 
 

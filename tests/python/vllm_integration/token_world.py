@@ -93,7 +93,7 @@ class Engine:
             chunk_bytes=rank_bytes * ranks,
             block_tokens=BLOCK,
             partial_chunks=True,
-            forget_blocks=self._forget_blocks_of,
+            forget_blocks=self.forget_blocks,
         )
         self.free = list(range(1, blocks))
         self.cached: dict[int, int] = {}  # hash of a whole block's prefix -> block
@@ -393,10 +393,6 @@ class Engine:
         self.received.discard(name)
         self.failed.discard(name)
         del self.requests[name]
-
-    def _forget_blocks_of(self, names: Iterable[str]) -> None:
-        blocks = {block for name in names for block in self.blocks.get(name, ())}
-        self.cached = {key: block for key, block in self.cached.items() if block not in blocks}
 
     def _prefix(self, request: Request, tokens: int) -> int:
         return hash((request.cache_salt, adapter(request), *request.all_token_ids[:tokens]))

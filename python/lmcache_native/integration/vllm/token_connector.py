@@ -155,11 +155,8 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
         logger.info("namespace %s", namespaces.of(None).hex())
         logger.debug("namespace is of:\n%s", namespace.canonical_text(description))
 
-    def _forget_blocks(self, request_ids: Iterable[str]) -> None:
-        manager = self._kv_cache_manager
-        for request_id in request_ids:
-            (blocks,) = manager.get_block_ids(request_id)
-            manager.evict_blocks(set(blocks))
+    def _forget_blocks(self) -> None:
+        self._kv_cache_manager.evict_blocks(set(range(1, self._kv_cache_config.num_blocks)))  # 0 is vLLM's null block
 
     def on_new_request(self, request: Any) -> None:
         self.scheduler.on_new_request(request)

@@ -6,8 +6,8 @@ Invariants
 T1  A block that a store reads is not written before the store has ended: stores of preempted requests, and stores that read a
     finished request's block which is handed out again, are flushed by the workers before the step that could write it.
 T2  KV that may rest on a failed load is never published. Only a synchronous load can be computed upon: vLLM caches its blocks when
-    it allocates them. When one fails, all stores under way are dropped, requests under way store nothing more but the one that
-    failed, and vLLM forgets the blocks of all of them.
+    it allocates them. When one fails, all stores under way are dropped, requests that have computed anything store nothing more,
+    and vLLM's prefix cache is emptied: who computed upon those blocks, and may have finished since, is not known.
 T3  At most one load of a chunk is under way: a request that needs what another is loading waits until vLLM has cached it.
 """
 
@@ -46,10 +46,10 @@ class TokenScheduler:
         chunk_bytes: int,
         block_tokens: int,
         partial_chunks: bool,
-        forget_blocks: Callable[[Iterable[str]], None],
+        forget_blocks: Callable[[], None],
     ) -> None:
         """chunk_bytes: of all ranks. block_tokens: the engine's. partial_chunks: whether pages are addressed by token.
-        forget_blocks: takes the blocks of these requests out of vLLM's prefix cache."""
+        forget_blocks: empties vLLM's prefix cache."""
         self._forget_blocks = forget_blocks
         self._config = config
         self.store = store
@@ -361,13 +361,9 @@ class TokenScheduler:
         ended = [
             self._jobs[job_id] for job_id, report in meta.ended.items() if job_id in self._jobs and self._jobs[job_id].add(report)
         ]
-        failed = {
-            job.state.request_id
-            for job in self._jobs.values()
-            if job.is_load and job.transfer.synchronous and job.report is not None and job.report.failed
-        }
-        if failed:
-            self._distrust(failed)
+        reports = [(job.transfer, job.report) for job in self._jobs.values() if job.is_load and job.report is not None]
+        if any(transfer.synchronous and report.failed for transfer, report in reports):
+            self._distrust_engine()
         for job in ended:
             assert job.report is not None
             note_transfer(self._transfers, "load" if job.is_load else "store", job.report.bytes, job.report.seconds)
@@ -415,17 +411,15 @@ class TokenScheduler:
         size = self._chunk_tokens
         return sum(min((chunk + 1) * size, job.transfer.end) - chunk * size for chunk in job.transfer.chunks)
 
-    def _distrust(self, failed: set[str]) -> None:
-        """T2. `failed`: requests whose synchronous load failed. They are recomputed, and store the same chunks again."""
+    def _distrust_engine(self) -> None:
+        """T2."""
         for job in self._jobs.values():
             if not job.is_load:
                 job.drop()
-                job.state.all_saved = False
-                job.state.saved_tokens = min(job.state.saved_tokens, job.transfer.begin // self._chunk_tokens * self._chunk_tokens)
         for state in self._states.values():
-            if state.request_id not in failed:
+            if state.request.status != compat.RequestStatus.WAITING:
                 state.may_save = False
-        self._forget_blocks([name for name, state in self._states.items() if not state.finished])
+        self._forget_blocks()
 
     def _new_id(self) -> int:
         self._next_job += 1

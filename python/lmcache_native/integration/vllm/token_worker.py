@@ -108,12 +108,17 @@ class TokenWorker(CopierClient):
 
     def end_step(self, meta: TokenConnectorMetadata) -> None:
         """After the forward pass was launched."""
-        self._wait_for_loads(self._layer_loads)
-        self._layer_loads = []
+        self._finish_layer_loads()
         self._deferred.extend(meta.stores)
+
+    def _finish_layer_loads(self) -> None:
+        loads, self._layer_loads = self._layer_loads, []
+        self._wait_for_loads(loads)
 
     def take_received(self) -> set[str]:
         """Requests whose asynchronous loads ended since the last call, also those that failed. Call before the other take_ ones."""
+        # With speculation vLLM's V1 runner asks before it ends the step: no load of this one may be open then.
+        self._finish_layer_loads()
         self._poll()
         self._cancel_late_loads()
         received, self._received = self._received, set()
