@@ -244,7 +244,9 @@ TEST_F(CopierJobs, ACancelledJobEndsAheadOfThoseBeforeIt) {
   ASSERT_TRUE(copier_->wait(all, 60s).ok());
   std::vector<std::uint64_t> order;
   for (const CopyDone& d : copier_->poll()) order.push_back(d.id);
-  EXPECT_EQ(order, (std::vector<std::uint64_t>{1, 3, 2}));
+  ASSERT_EQ(order.size(), 3u);
+  // Job 1 was under way: where copies end asynchronously, it may end after the cancelled one.
+  EXPECT_EQ(order.back(), 2u);
   EXPECT_EQ(arena_->compare(), "");
 }
 

@@ -223,7 +223,25 @@ def test_an_adapter_loaded_again_is_looked_at_again(world: World, tmp_path: Path
     again = adapter(tmp_path / "lora", b"\0" * 8 + b"two")
     again.load_inplace, again.lora_int_id = False, 2
     assert world.look(world.request(lora=again), 1) == [MISS]
-    assert world.look(world.request(lora=first), 1) == [HIT]
+    # Which weights vLLM has for the first one, it alone knows: those that it loaded, or these if it had to load them again.
+    unknown = world.request(lora=first)
+    assert world.look(unknown, 1) == [MISS]
+    assert world.manager.prepare_store(keys(2), unknown).keys_to_store == []
+
+
+def test_an_adapter_that_changes_under_a_request_is_neither_published_nor_loaded(world: World, tmp_path: Path) -> None:
+    first = adapter(tmp_path / "lora", b"\0" * 8 + b"one")
+    world.stored(world.request(lora=first), [1], [3])
+    reader, writer, looked = world.request(lora=first), world.request(lora=first), world.request(lora=first)
+    assert world.look(looked, 1) == [HIT]
+    spec = world.manager.prepare_store(keys(2), writer).store_spec
+    world.copy_stores(spec, [4])
+    adapter(tmp_path / "lora", b"\0" * 8 + b"two")
+    world.manager.complete_store(keys(2), writer)
+    assert world.look(reader, 1) == [MISS]
+    assert len(world.manager.prepare_load(keys(1), looked).offsets) == 0, "it must be recomputed"
+    adapter(tmp_path / "lora", b"\0" * 8 + b"one")  # the old weights' namespace again: nothing was published in it
+    assert world.look(world.request(lora=first), 1, 2) == [HIT, MISS]
 
 
 def test_adapter_weights_that_cannot_be_read_share_with_no_other_load(world: World, tmp_path: Path) -> None:

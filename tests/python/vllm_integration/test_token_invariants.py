@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from token_parts import HeldCopier, prompt
 from token_world import Engine, engines, in_store
+from vllm.lora.request import LoRARequest
 from vllm.v1.request import RequestStatus
 
 Make = Callable[..., Engine]
@@ -266,7 +268,6 @@ def test_one_that_was_preempted_waits_as_well(make: Make) -> None:
     assert engine.hit_tokens[running] == 8  # beyond the 112 that the engine got from the first one's load
 
 
-@pytest.mark.xfail(reason="match() asks only for whole chunks whether another request loads them", strict=True)
 def test_tails_are_loaded_by_one_at_a_time(make: Make) -> None:
     engine = make(chunk=24, save_partial_chunk=True)
     tokens = prompt(52, 20)
@@ -279,3 +280,26 @@ def test_tails_are_loaded_by_one_at_a_time(make: Make) -> None:
     held.end()
     engine.drain()
     assert (engine.hit_tokens[first], engine.hit_tokens[second]) == (19, 3)
+
+
+def test_an_adapter_that_changes_under_a_request_is_neither_published_nor_loaded(make: Make, tmp_path: Path) -> None:
+    """Whether vLLM computed with the old weights or with the new, it alone knows."""
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(b"\0" * 8 + b"one")
+    adapter = LoRARequest("a", 1, str(tmp_path), load_inplace=True)
+    engine = make(chunk=16)
+    kept, lost = prompt(53, 32), prompt(54, 32)
+    engine.answered(kept, fields={"lora_request": adapter})
+    held = engine.hold("store")
+    engine.ask(lost, fields={"lora_request": adapter})
+    engine.step()
+    engine.step()
+    assert len(held.held) == 1
+    queued = engine.ask(kept, fields={"lora_request": adapter})
+    file.write_bytes(b"\0" * 8 + b"two")
+    held.end()
+    engine.drain()
+    assert engine.hit_tokens[queued] == 0
+    file.write_bytes(b"\0" * 8 + b"one")
+    assert engine.answered(kept, fields={"lora_request": adapter}) == 31
+    assert engine.answered(lost, fields={"lora_request": adapter}) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -191,7 +192,7 @@ def test_keys_do_not_depend_on_the_process() -> None:
         "from types import SimpleNamespace as N\n"
         "item = N(identifier='cat', mm_position=N(offset=3, length=9))\n"
         f"r = N(all_token_ids={TOKENS}, num_prompt_tokens={len(TOKENS)}, cache_salt='s', mm_features=[item], prompt_embeds=None)\n"
-        f"keys = TokenKeys(Namespaces({{'b': '1', 'a': '2'}}).of(None), {CHUNK}, r, (('a', 'b'),))\n"
+        f"keys = TokenKeys(Namespaces({{'b': '1', 'a': '2'}}).plain(), {CHUNK}, r, (('a', 'b'),))\n"
         f"print(keys.whole({len(TOKENS)}).tobytes().hex(), keys.tail({len(TOKENS)}).hex())"
     )
     found = {
@@ -201,7 +202,7 @@ def test_keys_do_not_depend_on_the_process() -> None:
         for seed in ("0", "1", "random")
     }
     asked = request(cache_salt="s", mm_features=[feature("cat", 3, 9)])
-    here = keys(asked, namespace=Namespaces({"a": "2", "b": "1"}).of(None), tags=(("a", "b"),))
+    here = keys(asked, namespace=Namespaces({"a": "2", "b": "1"}).plain(), tags=(("a", "b"),))
     assert found == {b"".join(here[:4]).hex() + " " + here[4].hex() + "\n"}
 
 
@@ -227,11 +228,11 @@ def test_wrong_settings(value: object) -> None:
 def test_epoch_changes_every_namespace_for_good() -> None:
     namespaces = Namespaces({"model": "m"})
     other = Namespaces({"model": "m"})
-    assert namespaces.of(None) == other.of(None)
-    before = namespaces.of(None)
+    assert namespaces.plain() == other.plain()
+    before = namespaces.plain()
     namespaces.raise_epoch()
     other.raise_epoch()
-    assert len({before, namespaces.of(None), other.of(None)}) == 3
+    assert len({before, namespaces.plain(), other.plain()}) == 3
 
 
 def weights(folder: Path, content: bytes) -> Path:
@@ -242,18 +243,39 @@ def weights(folder: Path, content: bytes) -> Path:
 
 
 def test_adapters_weights_are_in_the_namespace(tmp_path: Path) -> None:
-    def of(namespaces: Namespaces, name: str, number: int, path: Path) -> bytes:
-        return namespaces.of(LoRARequest(name, number, str(path)))
+    def of(namespaces: Namespaces, name: str, number: int, path: Path) -> bytes | None:
+        found = namespaces.of(LoRARequest(name, number, str(path)))
+        return None if found is None else found.id
 
     first, second = weights(tmp_path / "first", b"\0" * 8 + b"one"), weights(tmp_path / "second", b"\0" * 8 + b"two")
     here, elsewhere = Namespaces({"model": "m"}), Namespaces({"model": "m"})
-    plain, adapted = here.of(None), of(here, "a", 1, first)
+    plain, adapted = here.plain(), of(here, "a", 1, first)
     assert adapted == of(elsewhere, "a", 1, first)
     assert len({plain, adapted, of(here, "b", 2, second)}) == 3
     weights(first, b"\0" * 8 + b"two")
-    assert of(here, "a", 1, first) == adapted  # vLLM has the weights that it loaded
+    assert of(here, "a", 1, first) is None  # the weights that vLLM loaded, or these if it had to load them again
     assert of(elsewhere, "a", 3, first) != adapted  # loaded again
-    assert of(Namespaces({"model": "m"}), "a", 1, first) != adapted
+    assert of(here, "a", 3, first) == of(Namespaces({"model": "m"}), "a", 1, first) != adapted
+
+
+def test_a_namespace_holds_while_the_adapters_files_are_those_of_its_arrival(tmp_path: Path) -> None:
+    namespaces = Namespaces({"model": "m"})
+    path = weights(tmp_path / "lora", b"\0" * 8 + b"one")
+    adapter = LoRARequest("a", 1, str(path), load_inplace=True)
+    early = namespaces.of(adapter)
+    assert early is not None
+    assert early.holds()
+    weights(path, b"\0" * 8 + b"two")
+    late = namespaces.of(adapter)
+    assert late is not None
+    assert late.holds()
+    assert not early.holds()
+    assert late.id != early.id
+    shutil.rmtree(path)
+    assert not late.holds()
+    plain = namespaces.of(None)
+    assert plain is not None
+    assert plain.holds()
 
 
 def test_scheme_names_the_chunk_and_an_opaque_block() -> None:

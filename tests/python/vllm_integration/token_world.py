@@ -537,7 +537,7 @@ def engines() -> Iterator[Callable[..., Engine]]:
 
 
 def keys_of(engine: Engine, tokens: list[int]) -> ChunkKeys:
-    return ChunkHasher(engine.scheduler.namespaces.of(None), engine.scheduler._chunk_tokens).hash(tokens)
+    return ChunkHasher(engine.scheduler.namespaces.plain(), engine.scheduler._chunk_tokens).hash(tokens)
 
 
 def in_store(engine: Engine, tokens: list[int]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz")
 SAMPLES = 32
 SAMPLE_BYTES = 4096
 MAX_HEADER_BYTES = 100 << 20
+
+Signature = tuple[tuple[str, int, int, int], ...]  # (path, bytes, time of change in ns, inode) of each file
 
 
 def of_directory(directory: Path) -> str | None:
@@ -50,13 +53,13 @@ def of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def signature(path: Path) -> tuple[tuple[str, int, int, int], ...]:
-    """Names, sizes, times and inodes below `path`: changes when files are replaced in place. Empty: nothing can be read."""
+def signature(path: Path) -> Signature:
+    """Of the file `path`, or of the files below it: changes when one is replaced or written. Empty: nothing can be read."""
     try:
         return tuple(
-            (found.name, status.st_size, status.st_mtime_ns, status.st_ino)
-            for found in sorted(path.rglob("*"))
-            for status in (found.stat(),)
+            (str(found), status.st_size, status.st_mtime_ns, status.st_ino)
+            for found in (path, *sorted(path.rglob("*")))
+            if stat.S_ISREG((status := found.stat()).st_mode)
         )
     except OSError:
         return ()

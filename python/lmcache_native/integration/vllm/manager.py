@@ -13,7 +13,7 @@ from typing import Any
 from lmcache_native import ReadLease, Request, Store, WriteLease
 from lmcache_native.errors import LmcacheNativeError, NotFound, ResourceExhausted, Unavailable
 from lmcache_native.integration.vllm import compat
-from lmcache_native.integration.vllm.namespace import Namespaces
+from lmcache_native.integration.vllm.namespace import Namespaces, RequestNamespace
 from lmcache_native.integration.vllm.slots import SlotLoadStoreSpec
 from lmcache_native.integration.vllm.stats import StatsReporter
 from lmcache_native.integration.vllm.worker import NotStarted
@@ -32,17 +32,22 @@ def _always_miss(_key: bytes) -> int:
 class _RequestState:
     """What the manager knows of one request; lives in vLLM's ReqContext."""
 
-    __slots__ = ("budget_bytes", "finished", "load", "lookup", "namespace", "outdated", "request", "stores")
+    __slots__ = ("budget_bytes", "finished", "load", "lookup", "namespace", "request", "stores")
 
-    def __init__(self, namespace: bytes, budget_bytes: int) -> None:
-        self.namespace = namespace
-        self.outdated = False  # of before the last reset
+    def __init__(self, namespace: RequestNamespace | None, budget_bytes: int) -> None:
+        self.namespace = namespace  # None: served without the cache
         self.budget_bytes = budget_bytes
         self.request: Request | None = None
         self.lookup: Callable[[bytes], int] = _always_miss
         self.load: tuple[int, ReadLease] | None = None  # vLLM has at most one load of a request under way
         self.stores: dict[bytes, WriteLease] = {}
         self.finished = False
+
+    def usable_namespace(self) -> bytes | None:
+        """None: nothing may be loaded or published."""
+        if self.namespace is not None and not self.namespace.holds():
+            self.namespace = None
+        return None if self.namespace is None else self.namespace.id
 
     def end_request(self) -> None:
         if self.request is not None:
@@ -93,7 +98,7 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
 
     @property
     def namespace_hex(self) -> str:
-        return self._namespaces.of(None).hex()
+        return self._namespaces.plain().hex()
 
     @property
     def store(self) -> Store:
@@ -129,7 +134,11 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
 
     def _first_lookup(self, state: _RequestState) -> Callable[[bytes], int]:
         def lookup(key: bytes) -> int:
-            state.request = self.store.begin_request(state.namespace, promotion_budget_bytes=state.budget_bytes)
+            namespace = state.usable_namespace()
+            if namespace is None:
+                state.lookup = _always_miss
+                return _MISS
+            state.request = self.store.begin_request(namespace, promotion_budget_bytes=state.budget_bytes)
             state.lookup = state.request.lookup
             return state.lookup(key)
 
@@ -152,6 +161,8 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         try:
             if state.request is None:
                 raise NotFound(f"request {req_context.req_id} looked nothing up")
+            if state.usable_namespace() is None:
+                raise NotFound("the adapter's files changed since the request arrived")
             lease = state.request.acquire_engine_keys(list(keys), for_worker=True)
         except LmcacheNativeError as error:
             logger.warning("request %s: a hit could not be leased, it will be recomputed: %s", req_context.req_id, error)
@@ -185,11 +196,12 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
 
     def prepare_store(self, keys: Collection[bytes], req_context: Any) -> Any:
         state: _RequestState = req_context.get_state(_RequestState)
-        if state.outdated:
+        namespace = state.usable_namespace()
+        if namespace is None:
             return compat.PrepareStoreOutput(keys_to_store=[], store_spec=SlotLoadStoreSpec.unleased(0), evicted_keys=[])
         offered = list(keys)
         try:
-            lease = self.store.reserve_engine_keys(state.namespace, offered, self._payload_bytes, for_worker=True)
+            lease = self.store.reserve_engine_keys(namespace, offered, self._payload_bytes, for_worker=True)
         except ResourceExhausted:
             return None  # vLLM offers the chunks again in its next step
         self._serial += 1
@@ -204,7 +216,7 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         state: _RequestState = req_context.get_state(_RequestState)
         leases = {lease for key in keys if (lease := state.stores.pop(key, None)) is not None}
         for lease in leases:
-            if success:
+            if success and state.usable_namespace() is not None:
                 lease.commit()
             else:
                 lease.abort()
@@ -217,7 +229,7 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         self._namespaces.raise_epoch()
         for state in self._states:
             state.drop()
-            state.outdated = True
+            state.namespace = None
         self._states = {state for state in self._states if not state.finished}
         self._loads.clear()
         if self._store is not None:

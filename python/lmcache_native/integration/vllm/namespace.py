@@ -10,6 +10,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from lmcache_native.config import NativeConfig
 from lmcache_native.errors import InvalidArgument
 from lmcache_native.integration.vllm import compat, fingerprint
 from lmcache_native.integration.vllm.layout import WorkerLayout
+from lmcache_native.logging import get_logger
+
+logger = get_logger(__name__)
 
 # Collision-resistant and seeded the same in every process: fit for a store that outlives the process.
 LASTING_HASHES = ("sha256", "sha256_cbor")
@@ -74,6 +78,26 @@ def token_scheme(chunk_tokens: int, opaque_block_tokens: int | None) -> dict[str
     return scheme if opaque_block_tokens is None else scheme | {"block_tokens": str(opaque_block_tokens)}
 
 
+@dataclass(frozen=True, slots=True)
+class RequestNamespace:
+    """One request's, from its arrival on."""
+
+    id: bytes
+    adapter_path: Path | None = None
+    adapter_files: fingerprint.Signature = ()  # at arrival
+
+    def holds(self) -> bool:
+        """Whether the adapter's files are still those of the request's arrival, so that whenever between the two the engine loaded
+        them, it loaded these. Otherwise nothing may be published under `id`, or loaded from it. A few stat() calls."""
+        return self.adapter_path is None or fingerprint.signature(self.adapter_path) == self.adapter_files
+
+
+@dataclass(frozen=True, slots=True)
+class _Adapter:
+    files: fingerprint.Signature
+    identity: str
+
+
 class Namespaces:
     """The namespaces of one engine: one per LoRA adapter, all under one epoch. One thread at a time.
 
@@ -84,13 +108,38 @@ class Namespaces:
     def __init__(self, description: Mapping[str, str]) -> None:
         self._description = dict(description)
         self._epoch = ""
-        self._adapters: dict[tuple[Any, ...], str] = {}
+        self._adapters: dict[tuple[str, str, int], _Adapter] = {}
+        self._unknown: set[tuple[str, str, int]] = set()
         self._made: dict[str, bytes] = {}  # by adapter, "": none
 
-    def of(self, lora_request: Any) -> bytes:
-        """For requests with this adapter (None: without). The adapter's files are read once each time it is loaded; with
-        load_inplace, each time they change."""
-        adapter = "" if lora_request is None else self._adapter(lora_request)
+    def plain(self) -> bytes:
+        """Of requests without an adapter."""
+        return self._of("")
+
+    def of(self, lora_request: Any) -> RequestNamespace | None:
+        """Of a request that arrives with this adapter (None: without). None: its weights cannot be known, serve it without the
+        cache. The files are read when an adapter is first seen, and each time they change under load_inplace."""
+        if lora_request is None:
+            return RequestNamespace(self._of(""))
+        name, path = str(lora_request.lora_name), Path(lora_request.lora_path)
+        loaded = (name, str(lora_request.lora_path), int(lora_request.lora_int_id))
+        files = fingerprint.signature(path)
+        known = self._adapters.get(loaded)
+        if known is None or (known.files != files and lora_request.load_inplace):
+            known = self._adapters[loaded] = _Adapter(files, adapter_identity(name, loaded[1]))
+        if known.files != files:
+            if loaded not in self._unknown:
+                self._unknown.add(loaded)
+                logger.warning(
+                    "adapter %s: the files in %s changed after it was loaded, and vLLM may hold their old or their new content: "
+                    "its requests are served without the cache until it is loaded again (use load_inplace, or a path of its own)",
+                    name,
+                    path,
+                )
+            return None
+        return RequestNamespace(self._of(known.identity), path, files)
+
+    def _of(self, adapter: str) -> bytes:
         if adapter not in self._made:
             parts = self._description | ({"lora": adapter} if adapter else {}) | ({"epoch": self._epoch} if self._epoch else {})
             self._made[adapter] = make_namespace(canonical_text(parts))
@@ -99,14 +148,6 @@ class Namespaces:
     def raise_epoch(self) -> None:
         self._epoch = secrets.token_hex(16)
         self._made.clear()
-
-    def _adapter(self, lora: Any) -> str:
-        name, path = str(lora.lora_name), str(lora.lora_path)
-        files = fingerprint.signature(Path(path)) if lora.load_inplace else ()
-        loaded = (name, path, int(lora.lora_int_id), files)
-        if loaded not in self._adapters:
-            self._adapters[loaded] = adapter_identity(name, path)
-        return self._adapters[loaded]
 
 
 def canonical_text(parts: dict[str, str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from lmcache_native.config import GIB
 from lmcache_native.logging import get_logger
 
@@ -47,16 +49,24 @@ def load_failed(request_id: str, tokens: int, blocks: int) -> None:
     logger.error("Request %s failed to load %d tokens across %d blocks", request_id, tokens, blocks)
 
 
-def storing(request_id: str, begin: int, end: int) -> None:
-    logger.info(
-        "Storing KV cache for %d out of %d tokens (skip_leading_tokens=%d) for request %s", end - begin, end, begin, request_id
+def storing(request_id: str, begin: int, end: int, *, decoded: bool) -> None:
+    logger.log(
+        _store_level(decoded),
+        "Storing KV cache for %d out of %d tokens (skip_leading_tokens=%d) for request %s",
+        end - begin,
+        end,
+        begin,
+        request_id,
     )
 
 
-def stored(request_id: str, tokens: int, total_tokens: int, size_bytes: int, copy_s: float, publish_s: float) -> None:
+def stored(
+    request_id: str, tokens: int, total_tokens: int, size_bytes: int, copy_s: float, publish_s: float, *, decoded: bool
+) -> None:
     """copy_s: the slowest rank's copies; publish_s: until the chunks could be looked up."""
     cost_s = copy_s + publish_s
-    logger.info(
+    logger.log(
+        _store_level(decoded),
         "[req_id=%s] Stored %d out of total %d tokens. size: %.4f GB, cost %.4f ms, throughput: %.4f GB/s; "
         "offload_time: %.4f ms, put_time: %.4f ms",
         request_id,
@@ -68,6 +78,11 @@ def stored(request_id: str, tokens: int, total_tokens: int, size_bytes: int, cop
         copy_s * 1e3,
         publish_s * 1e3,
     )
+
+
+def _store_level(decoded: bool) -> int:
+    """An answer's chunks would give a line every few steps."""
+    return logging.DEBUG if decoded else logging.INFO
 
 
 def _throughput(size_bytes: int, seconds: float) -> float:

@@ -152,7 +152,7 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
             f"as {self._vllm_config.kv_transfer_config.kv_connector}",
             f"chunk {agreed.chunk_tokens} tokens, {agreed.rank_bytes * world} bytes, {pages_text}",
         )
-        logger.info("namespace %s", namespaces.of(None).hex())
+        logger.info("namespace %s", namespaces.plain().hex())
         logger.debug("namespace is of:\n%s", namespace.canonical_text(description))
 
     def _forget_blocks(self) -> None:

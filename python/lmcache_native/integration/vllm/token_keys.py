@@ -51,9 +51,7 @@ class TokenKeys:
 
     def whole(self, tokens: int) -> ChunkKeys:
         """Keys of the whole chunks of the first `tokens` tokens. REQUIRES: the request has that many."""
-        if (
-            self._request.num_prompt_tokens != self._prompt_tokens
-        ):  # a streaming session went on, from a token that may have changed
+        if self._request.num_prompt_tokens != self._prompt_tokens:  # a streaming session went on: its last token may have changed
             self._prompt_tokens = self._request.num_prompt_tokens
             self._keys = ChunkKeys.from_bytes(b"")
         chunks = tokens // self._chunk_tokens

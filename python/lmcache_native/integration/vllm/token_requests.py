@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmcache_native import ReadLease, Request, WriteLease
+from lmcache_native.integration.vllm.namespace import RequestNamespace
 from lmcache_native.integration.vllm.token_keys import TokenKeys
 from lmcache_native.integration.vllm.transfer import JobReport, TransferJob
 
@@ -40,7 +41,9 @@ class RequestState:
         "wait_until_s",
     )
 
-    def __init__(self, request: Any, namespace: bytes, keys: TokenKeys | None, *, may_load: bool, may_save: bool) -> None:
+    def __init__(
+        self, request: Any, namespace: RequestNamespace | None, keys: TokenKeys | None, *, may_load: bool, may_save: bool
+    ) -> None:
         self.request = request
         self.namespace = namespace
         self.keys = keys  # None: this request is not cached at all
@@ -57,6 +60,14 @@ class RequestState:
         self.jobs: dict[int, Job] = {}
         self.finished = False
 
+    def usable(self) -> bool:
+        """Whether the KV of its namespace and the KV that it computes are of the same weights. If not, it loads and stores nothing
+        from now on."""
+        if self.namespace is None or not self.namespace.holds():
+            self.may_load = self.may_save = False
+            return False
+        return True
+
     @property
     def request_id(self) -> str:
         return str(self.request.request_id)
@@ -67,7 +78,6 @@ class RequestState:
             self.lookup = None
         self.match = None
         self.prefetched_bytes = 0
-        self.wait_until_s = None
 
     def forget(self) -> None:
         """Of before a reset: loads and stores nothing any more."""
@@ -80,7 +90,7 @@ class RequestState:
 class Job:
     """A transfer under way. Ends when every rank reported it; its lease may be dropped before."""
 
-    __slots__ = ("keys", "lease", "left", "report", "state", "tail_tokens", "transfer")
+    __slots__ = ("keys", "lease", "left", "report", "state", "transfer")
 
     def __init__(
         self, state: RequestState, transfer: TransferJob, lease: ReadLease | WriteLease | None, keys: list[bytes], ranks: int

@@ -84,9 +84,11 @@ class TokenScheduler:
             settings = request_settings(request.kv_transfer_params)
         except InvalidArgument as error:
             logger.warning("request %s is served without the cache: %s", request.request_id, error)
-            return RequestState(request, b"", None, may_load=False, may_save=False)
+            return RequestState(request, None, None, may_load=False, may_save=False)
         namespace = self.namespaces.of(request.lora_request)
-        keys = TokenKeys(namespace, self._chunk_tokens, request, settings.tags)
+        if namespace is None:
+            return RequestState(request, None, None, may_load=False, may_save=False)
+        keys = TokenKeys(namespace.id, self._chunk_tokens, request, settings.tags)
         limit = self._config.priority_limit
         may_save = not (self._config.skip_save or settings.skip_save or (limit is not None and request.priority > limit))
         return RequestState(request, namespace, keys, may_load=not request.skip_reading_prefix_cache, may_save=may_save)
@@ -106,7 +108,8 @@ class TokenScheduler:
     def _begin_lookup(self, state: RequestState) -> Any:
         if state.lookup is None:
             budget = self._config.promotion_budget_bytes if self._config.retrieve_nvme else NO_BYTES
-            state.lookup = self.store.begin_request(state.namespace, promotion_budget_bytes=budget)
+            assert state.namespace is not None
+            state.lookup = self.store.begin_request(state.namespace.id, promotion_budget_bytes=budget)
         return state.lookup
 
     def _end_lookup(self, state: RequestState) -> None:
@@ -136,22 +139,22 @@ class TokenScheduler:
     def match(self, request: Any, computed_tokens: int) -> int | None:
         """Tokens beyond `computed_tokens` that can be loaded. None: ask again, something is on its way."""
         state = self._states.get(request.request_id)
-        if state is None or state.keys is None or not state.may_load:
+        if state is None or state.keys is None or not state.may_load or not state.usable():
             return 0
         whole = state.keys.whole(request.num_tokens)
+        tail = state.keys.tail(request.num_tokens) if self._save_tails else None
         first = computed_tokens // self._chunk_tokens
-        if first < len(whole) and self._another_loads(whole[first], state):
+        needed = whole[first] if first < len(whole) else tail
+        if needed is not None and self._another_loads(needed, state):
             return None
         hits, following = self._begin_lookup(state).lookup_prefix(whole[first:])
         if following == Presence.MISS and state.prefetched_bytes:
             self._end_lookup(state)  # what was refused when the request arrived may be had now
             return self.match(request, computed_tokens)
         end = (first + hits) * self._chunk_tokens
-        if self._save_tails and first + hits == len(whole):
-            tail = state.keys.tail(request.num_tokens)
-            if tail is not None:
-                following = self._begin_lookup(state).lookup_key(tail)
-                end = request.num_tokens if following == Presence.HIT else end
+        if tail is not None and first + hits == len(whole):
+            following = self._begin_lookup(state).lookup_key(tail)
+            end = request.num_tokens if following == Presence.HIT else end
         if following in (Presence.RETRY, Presence.PENDING) and self._may_wait(state):
             return None
         return self._matched(state, computed_tokens, first, end if hits or end == request.num_tokens else 0)
@@ -199,6 +202,7 @@ class TokenScheduler:
         if state is None:
             return
         self._stop_loading(state)
+        state.wait_until_s = None
         if external_tokens == 0:
             self._end_lookup(state)
             return
@@ -310,6 +314,7 @@ class TokenScheduler:
             state.all_saved = ready == request.num_prompt_tokens and not self._config.save_decode and not request.resumable
             return None
         assert state.keys is not None
+        assert state.namespace is not None
         offered = self._keys_from(state, state.saved_tokens // self._chunk_tokens, end)
         skipped = self.store.lookup(offered).hit
         first_chunk = state.saved_tokens // self._chunk_tokens + skipped
@@ -319,13 +324,13 @@ class TokenScheduler:
             state.saved_tokens = end
             return None
         try:
-            lease = self.store.reserve(state.namespace, offered, self._chunk_bytes, for_worker=True)
+            lease = self.store.reserve(state.namespace.id, offered, self._chunk_bytes, for_worker=True)
         except ResourceExhausted:
             return None  # offered again in the request's next step
         if len(lease) == 0:
             state.saved_tokens = end
             return None
-        quickstart_log.storing(state.request_id, begin, end)
+        quickstart_log.storing(state.request_id, begin, end, decoded=end > request.num_prompt_tokens)
         positions = lease.positions
         first_block = begin // self._block_tokens
         (block_ids,) = block_state.get_block_ids(state.request_id)
@@ -396,13 +401,22 @@ class TokenScheduler:
         slots = len(job.lease)  # 0: it was dropped
         if slots == 0:
             return
+        if not job.state.usable():
+            job.drop()
+            return
         begin_s = time.perf_counter()
         published = job.lease.commit()
         publish_s = time.perf_counter() - begin_s
         offered = self._tokens(job)
         tokens = offered if published == slots else published * self._chunk_tokens
         quickstart_log.stored(
-            job.state.request_id, tokens, offered, job.report.bytes * published // slots, job.report.seconds, publish_s
+            job.state.request_id,
+            tokens,
+            offered,
+            job.report.bytes * published // slots,
+            job.report.seconds,
+            publish_s,
+            decoded=job.transfer.end > job.state.request.num_prompt_tokens,
         )
         if self._config.kv_events and published:
             self._note_events(job)
