@@ -32,14 +32,37 @@ auto without_gil(const StoreObject& self, Work work) {
   return work(*store);
 }
 
-void open(StoreObject* self, std::uint64_t host_bytes, std::optional<std::filesystem::path> directory, std::uint64_t nvme_bytes,
-          std::uint32_t rank_count, std::uint64_t max_payload_bytes, std::uint64_t region_bytes, std::string io_engine,
-          std::string cache_policy, bool fail_when_locked, double lock_wait_s, unsigned populate_threads,
-          double promotion_deadline_s, std::uint64_t promotion_budget_bytes, double request_ttl_s, nb::handle numa_nodes,
-          bool hugetlb) {
+/// None, one path, or a sequence of paths.
+std::vector<std::string> directories(nb::handle given) {
+  std::vector<std::string> found;
+  std::filesystem::path one;
+  std::vector<std::filesystem::path> several;
+  if (given.is_none()) return found;
+  if (nb::try_cast(given, one)) {
+    found.push_back(one.string());
+  } else if (nb::try_cast(given, several)) {
+    for (const std::filesystem::path& path : several) found.push_back(path.string());
+  } else {
+    throw StatusError(Status(Code::kInvalidArgument, "directory: must be a path, a sequence of paths, or None"));
+  }
+  return found;
+}
+
+void open(StoreObject* self, std::uint64_t host_bytes, nb::handle directory, std::uint64_t nvme_bytes, std::uint32_t rank_count,
+          std::uint64_t max_payload_bytes, std::uint64_t region_bytes, std::string io_engine, std::string cache_policy,
+          bool fail_when_locked, double lock_wait_s, unsigned populate_threads, double promotion_deadline_s,
+          std::uint64_t promotion_budget_bytes, double request_ttl_s, nb::handle numa_nodes, bool hugetlb,
+          nb::handle directory_bytes, std::uint64_t nvme_free_floor_bytes, std::uint64_t nvme_daily_bytes, std::string admission,
+          std::string verify, double write_deadline_s) {
   StoreOptions options;
   options.host_bytes = host_bytes;
-  if (directory) options.directory = directory->string();
+  options.directories = directories(directory);
+  options.directory_bytes = integers<std::uint64_t>(directory_bytes, "directory_bytes");
+  options.nvme_free_floor_bytes = nvme_free_floor_bytes;
+  options.nvme_daily_bytes = nvme_daily_bytes;
+  options.admission = std::move(admission);
+  options.verify = std::move(verify);
+  options.write_deadline = milliseconds(write_deadline_s, "write_deadline_s");
   options.nvme_bytes = nvme_bytes;
   options.rank_count = rank_count;
   options.max_payload_bytes = max_payload_bytes;
@@ -258,27 +281,39 @@ void init_store(nb::module_& module) {
       "(seconds).\n"
       "A chunk can be looked up only after commit() found every rank's part filled.");
   store.def(
-      "__init__", open, nb::kw_only(), nb::arg("host_bytes"), nb::arg("directory") = nb::none(), nb::arg("nvme_bytes") = 0,
+      "__init__", open, nb::kw_only(), nb::arg("host_bytes"), nb::arg("directory").none() = nb::none(), nb::arg("nvme_bytes") = 0,
       nb::arg("rank_count") = 1, nb::arg("max_payload_bytes") = 0, nb::arg("region_bytes") = 0, nb::arg("io_engine") = "auto",
       nb::arg("cache_policy") = "LRU", nb::arg("fail_when_locked") = false, nb::arg("lock_wait_s") = 10.0,
       nb::arg("populate_threads") = 2, nb::arg("promotion_deadline_s") = 10.0, nb::arg("promotion_budget_bytes") = 0,
       nb::arg("request_ttl_s") = 30.0, nb::arg("numa_nodes").none() = nb::make_tuple(), nb::arg("hugetlb") = false,
-      nb::sig("def __init__(self, *, host_bytes: int, directory: str | os.PathLike[str] | None = None, nvme_bytes: int = 0, "
-              "rank_count: int = 1, max_payload_bytes: int = 0, region_bytes: int = 0, io_engine: str = 'auto', "
-              "cache_policy: str = 'LRU', "
-              "fail_when_locked: bool = False, lock_wait_s: float = 10.0, populate_threads: int = 2, promotion_deadline_s: "
-              "float = 10.0, "
-              "promotion_budget_bytes: int = 0, request_ttl_s: float = 30.0, numa_nodes: lmcache_native._types.IntArray = (), "
-              "hugetlb: bool = False) -> None"),
-      "host_bytes: hard limit of the host arena, >= 4 MiB. directory, nvme_bytes: the NVMe tier and its hard limit; without "
-      "a directory the\n"
-      "store is memory only. rank_count: ranks that fill each slot, 1..64. max_payload_bytes: largest chunk, all ranks (0: "
+      nb::arg("directory_bytes").none() = nb::make_tuple(), nb::arg("nvme_free_floor_bytes") = StoreOptions{}.nvme_free_floor_bytes,
+      nb::arg("nvme_daily_bytes") = 0, nb::arg("admission") = "auto", nb::arg("verify") = "nvme",
+      nb::arg("write_deadline_s") = 10.0,
+      nb::sig(
+          "def __init__(self, *, host_bytes: int, directory: lmcache_native._types.Directories = None, nvme_bytes: int = 0, "
+          "rank_count: int = 1, max_payload_bytes: int = 0, region_bytes: int = 0, io_engine: str = 'auto', "
+          "cache_policy: str = 'LRU', "
+          "fail_when_locked: bool = False, lock_wait_s: float = 10.0, populate_threads: int = 2, promotion_deadline_s: "
+          "float = 10.0, "
+          "promotion_budget_bytes: int = 0, request_ttl_s: float = 30.0, numa_nodes: lmcache_native._types.IntArray = (), "
+          "hugetlb: bool = False, directory_bytes: lmcache_native._types.IntArray = (), nvme_free_floor_bytes: int = 268435456, "
+          "nvme_daily_bytes: int = 0, admission: str = 'auto', verify: str = 'nvme', write_deadline_s: float = 10.0) -> None"),
+      "host_bytes: hard limit of the host arena, >= 4 MiB. directory, nvme_bytes: the NVMe tier, a path or up to seven that "
+      "chunks are\n"
+      "striped over, and the hard limit of all; without a directory the store is memory only. directory_bytes: the limit of each, "
+      "else they\n"
+      "share evenly. rank_count: ranks that fill each slot, 1..64. max_payload_bytes: largest chunk, all ranks (0: "
       "64 MiB).\n"
       "region_bytes: 0 chooses from nvme_bytes. io_engine: auto | io_uring | threads. cache_policy: LRU | LFU | FIFO | MRU.\n"
       "fail_when_locked: raise Locked when another process owns the directory after lock_wait_s, instead of running without NVMe.\n"
       "promotion_*, request_ttl_s: defaults of requests; budget 0: half of host_bytes. numa_nodes: where the arena's memory comes\n"
       "from: one node (while it has memory), several in turn, or the kernel's choice. hugetlb: the arena must be of reserved huge\n"
       "pages; ResourceExhausted says how many to reserve. False: huge pages where they can be had.\n"
+      "nvme_free_floor_bytes: never taken of a file system. nvme_daily_bytes: hard limit of writes within 24 hours (0: the file "
+      "systems'\n"
+      "size). admission: auto | always | second_touch. verify: off | nvme | all. write_deadline_s: a chunk that waited longer for "
+      "its\n"
+      "write is given up. (lmcn/store.hpp says more.)\n"
       "Raises InvalidArgument, ResourceExhausted, Unavailable, Locked, FormatVersion, IoError.");
   define_data_path(store);
   define_control(store);

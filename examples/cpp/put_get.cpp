@@ -27,7 +27,7 @@ int main(int argc, char** argv) {
   lmcn::StoreOptions options;
   options.host_bytes = 64 << 20;
   options.max_payload_bytes = kChunkBytes;
-  options.directory = argv[1];
+  options.directories = {argv[1]};
   options.nvme_bytes = 256 << 20;
   auto store = lmcn::TieredStore::open(options);
   if (!store.ok()) return fail(store.status());

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
@@ -21,6 +22,8 @@ class SupportsDLPack(Protocol):
 TokenArray: TypeAlias = "Sequence[int] | Buffer | SupportsDLPack"
 #: Integers: sequences, or 1-D contiguous (u)int32 or (u)int64 CPU memory.
 IntArray: TypeAlias = "Sequence[int] | Buffer | SupportsDLPack"
+#: Where a store keeps chunks on NVMe: one directory, several that it stripes over, or none.
+Directories: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None"
 #: Any contiguous CPU memory, whatever its dtype.
 ByteBuffer: TypeAlias = "Buffer | SupportsDLPack"
 #: Chunk keys: ChunkKeys are shared, sequences of 32-byte bytes are copied.

@@ -25,10 +25,27 @@ struct StoreOptions {
   std::uint64_t host_bytes = 0;         // host arena, hard limit; >= 4 MiB
   std::uint32_t rank_count = 1;         // ranks that fill each slot; 1..64
   std::uint64_t max_payload_bytes = 0;  // largest chunk, all ranks; sizes the NVMe regions. 0: 64 MiB
-  std::string directory;                // NVMe; empty: host memory only
-  std::uint64_t nvme_bytes = 0;         // hard limit of the directory; required with directory
-  std::uint64_t region_bytes = 0;       // 0: chosen from nvme_bytes (256 MiB when there is room)
-  std::string io_engine = "auto";       // auto | io_uring | threads
+  /// NVMe: one directory, private to this store, or up to 7, one per drive. Chunks are striped over them; one that fails costs its
+  /// chunks only. Empty: host memory only.
+  std::vector<std::string> directories;
+  std::uint64_t nvme_bytes = 0;  // hard limit of all directories together, divided evenly; required with directories
+  /// Hard limit of each directory, in their order, instead of an even share. They must add up to nvme_bytes.
+  std::vector<std::uint64_t> directory_bytes;
+  /// Of each directory's file system: never taken. Where less is free, regions are reused instead of added.
+  std::uint64_t nvme_free_floor_bytes = 256ULL << 20;
+  /// Hard limit of what is written to NVMe within 24 hours, over restarts. 0: as much as the directories' file systems hold (one
+  /// drive write per day). UINT64_MAX: no limit.
+  std::uint64_t nvme_daily_bytes = 0;
+  /// What is written to NVMe. "auto": everything; once three quarters of the day's limit are written, or while writes wait longer
+  /// than a second, only what was stored or used before. "always": everything. "second_touch": only what was stored or used before.
+  std::string admission = "auto";
+  /// What is checked before bytes are handed out. "nvme": everything that comes from NVMe. "all": chunks in host memory too
+  /// (lookups of them answer kRetry first). "off": from NVMe only identity, lengths and header, not the payload; for measuring.
+  std::string verify = "nvme";
+  /// A chunk that waited so long for its write is given up: the device cannot keep up.
+  std::chrono::milliseconds write_deadline{10'000};
+  std::uint64_t region_bytes = 0;  // 0: chosen from nvme_bytes (256 MiB when there is room)
+  std::string io_engine = "auto";  // auto | io_uring | threads
   /// Which chunk leaves host memory first: "LRU" least recently used, "LFU" least frequently (counts age), "FIFO" stored first,
   /// "MRU" most recently used. Any case of letters.
   std::string cache_policy = "LRU";

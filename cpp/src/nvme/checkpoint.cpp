@@ -54,6 +54,10 @@ class BodyWriter {
   Status status_;
 };
 
+std::int64_t unix_now_s() {
+  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
+
 }  // namespace
 
 std::uint64_t Log::checkpoint_allowance() const {
@@ -100,6 +104,7 @@ Status Log::checkpoint(const EntrySource& entries) {
   header.next_region_sequence = next_region_sequence_;
   header.next_record_sequence = next_record_sequence_;
   header.region_count = region_count_;
+  header.hours = written_.saved(unix_now_s());
   entries([&](const ChunkKey& key, Extent extent) {
     if (extent.region >= region_count_ || table[extent.region].sequence == 0) return;
     body.add(CheckpointEntry{key, extent.region, extent.page, extent.pages, 0});
@@ -122,6 +127,7 @@ Status Log::checkpoint(const EntrySource& entries) {
     if (status.sys_errno() == EIO || status.sys_errno() == EROFS) quarantine(status);
     return status;
   }
+  written_.add(body.file_bytes());
   std::lock_guard lock(mutex_);
   checkpoint_bytes_ = body.file_bytes();
   return {};
@@ -153,6 +159,7 @@ std::optional<Log::LoadedCheckpoint> Log::load_checkpoint() {
   if (const Status status = read(&header, sizeof header, 0); !status.ok()) return unusable(status.message());
   if (!page_holds(header, kCheckpointMagic)) return unusable("its header does not hold");
   if (header.uuid != uuid_) return unusable("it is of another store");
+  written_.restore(header.hours, unix_now_s());
   if (header.epoch != superblock_.epoch) return unusable("it is older than the last clear");
   const std::uint64_t body_bytes = checkpoint_bytes_ - sizeof header;
   const std::uint64_t table_bytes = header.region_count * sizeof(CheckpointRegion);

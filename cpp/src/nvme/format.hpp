@@ -21,6 +21,7 @@
 
 #include "lmcn/key.hpp"
 #include "memory/slot_image.hpp"
+#include "nvme/write_window.hpp"
 
 namespace lmcn::nvme {
 
@@ -117,9 +118,12 @@ struct CheckpointHeader {
   std::uint32_t region_count;
   std::uint32_t reserved0;
   std::uint64_t body_checksum;  // of everything after this page
-  std::uint8_t reserved[kPageChecksumOffset - 80];
+  std::uint8_t reserved[2048 - 80];
+  WriteWindow::Hours hours;  // bytes written to this path within the last 24 hours
+  std::uint8_t reserved1[kPageChecksumOffset - 2048 - sizeof(WriteWindow::Hours)];
   std::uint64_t checksum;
 };
+static_assert(sizeof(WriteWindow::Hours) == 200 && offsetof(CheckpointHeader, hours) == 2048);
 static_assert(sizeof(CheckpointHeader) == kPageBytes);
 static_assert(offsetof(CheckpointHeader, epoch) == 32 && offsetof(CheckpointHeader, entry_count) == 56);
 static_assert(offsetof(CheckpointHeader, region_count) == 64 && offsetof(CheckpointHeader, body_checksum) == 72);

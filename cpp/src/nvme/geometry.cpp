@@ -4,6 +4,7 @@
 
 #include "memory/slot_image.hpp"
 #include "nvme/format.hpp"
+#include "nvme/striped_log.hpp"
 
 namespace lmcn::nvme {
 namespace {
@@ -87,10 +88,11 @@ Result<Geometry> choose_geometry(const LogOptions& options, std::uint64_t existi
                                               bytes_text(region) + ", records of up to " + bytes_text(record) + ")");
   }
   Geometry geometry;
+  geometry.file_system_bytes = file_system_bytes;
   geometry.region_bytes = region;
   geometry.region_pages = static_cast<std::uint32_t>(region / kPageBytes);
   geometry.max_regions = static_cast<std::uint32_t>(
-      std::min<std::uint64_t>((options.limit_bytes - reserved_bytes(options.limit_bytes)) / region, 0xFFFFFFF0u));
+      std::min<std::uint64_t>((options.limit_bytes - reserved_bytes(options.limit_bytes)) / region, kMaxRegionsPerPath));
   return geometry;
 }
 

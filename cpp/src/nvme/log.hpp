@@ -31,6 +31,7 @@
 #include "nvme/format.hpp"
 #include "nvme/geometry.hpp"
 #include "nvme/region_log.hpp"
+#include "nvme/write_window.hpp"
 
 namespace lmcn::nvme {
 
@@ -106,12 +107,14 @@ class Log final : public RegionLog {
   Status append(std::byte* image, std::uint64_t image_bytes, std::uint32_t cookie, WriteDone done) override;
 
   // --- region_log.cpp
-  void read(Extent extent, std::byte* image, const ChunkKey& key, const NamespaceId& ns, ReadDone done) override;
+  void read(Extent extent, std::byte* image, const ChunkKey& key, const NamespaceId* ns, ReadDone done) override;
   void forget(Extent extent) override;
   Status clear() override;
   Status close(const EntrySource& entries) override;
   LogStats stats() const override;
+  std::uint64_t last_day_bytes() const override { return written_.last_day_bytes(); }
   bool quarantined() const noexcept override { return quarantined_.load(std::memory_order_acquire); }
+  std::uint32_t lost_paths() const noexcept override { return quarantined() ? 1 : 0; }
   std::string quarantine_reason() const override;
   std::vector<std::string> notes() const override;
 
@@ -145,7 +148,7 @@ class Log final : public RegionLog {
   /// Counts a failed write or sync; quarantines when the device or file system will not take more.
   void count_write_failure(const Status& status);
   std::string what(const char* action) const { return action + data_.path(); }
-  Status finish_read(Extent extent, std::uint64_t sequence, const std::byte* image, const ChunkKey& key, const NamespaceId& ns,
+  Status finish_read(Extent extent, std::uint64_t sequence, const std::byte* image, const ChunkKey& key, const NamespaceId* ns,
                      const io::IoResult& result);
 
   // --- append.cpp
@@ -169,7 +172,9 @@ class Log final : public RegionLog {
 
   // --- reclaim.cpp
   /// Starts making one region clean; false: there is none to take.
-  bool prepare_one(bool may_reclaim);
+  bool prepare_one(bool may_take_sealed);
+  std::uint32_t oldest_sealed() const;  // mutex_ held
+  bool may_reclaim(std::uint32_t region);
   bool try_allocate(std::uint32_t region);
   void retry_footer();
   void write_header(std::uint32_t region, std::uint64_t sequence, bool must_be_durable);
@@ -208,6 +213,7 @@ class Log final : public RegionLog {
   std::vector<std::string> notes_;
 
   InFlight in_flight_;
+  WriteWindow written_;
   std::atomic<bool> quarantined_{false};
   std::atomic<bool> closed_{false};
   std::atomic<bool> dirty_{false};  // writes completed since the last fdatasync was submitted
@@ -229,11 +235,14 @@ class Log final : public RegionLog {
   std::chrono::steady_clock::time_point next_sync_{};
   std::chrono::steady_clock::time_point next_allocation_{};
   std::string allocation_refusal_;
+  std::uint64_t evacuating_ = 0;  // sequence of the region that LogClient::evacuated() is asked about
+  std::chrono::steady_clock::time_point evacuation_ends_{};
   std::vector<RecoveredRecord> recovered_;  // until adopt()
 
   struct Counters {
     std::atomic<std::uint64_t> appended_records{0}, appended_bytes{0}, write_errors{0}, read_errors{0}, reclaimed_regions{0};
-    std::atomic<std::uint64_t> corrupt_reads{0}, stale_reads{0}, syncs{0}, refused_allocations{0}, failed_reads_in_a_row{0};
+    std::atomic<std::uint64_t> corrupt_reads{0}, stale_reads{0}, misplaced_reads{0}, syncs{0}, refused_allocations{0},
+        failed_reads_in_a_row{0};
   } counters_;
   std::uint64_t recovered_from_checkpoint_ = 0, recovered_from_footers_ = 0, recovered_from_walk_ = 0;
 };

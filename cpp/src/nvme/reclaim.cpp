@@ -70,7 +70,32 @@ void Log::prepare_ahead() {
   }
 }
 
-bool Log::prepare_one(bool may_reclaim) {
+// mutex_ held.
+std::uint32_t Log::oldest_sealed() const {
+  std::uint32_t oldest = kNoRegion;
+  for (std::uint32_t i = 0; i < region_count_; ++i) {
+    if (regions_[i].state != RegionState::kSealed || regions_[i].busy != 0) continue;
+    if (oldest == kNoRegion || words_[i].sequence < words_[oldest].sequence) oldest = i;
+  }
+  return oldest;
+}
+
+bool Log::may_reclaim(std::uint32_t region) {
+  const auto now = std::chrono::steady_clock::now();
+  const std::uint64_t sequence = words_[region].sequence;
+  if (evacuating_ != sequence) {
+    evacuating_ = sequence;
+    evacuation_ends_ = now + options_.evacuation_patience;
+  }
+  std::vector<std::uint32_t> cookies;
+  {
+    std::lock_guard lock(mutex_);
+    cookies = regions_[region].cookies;
+  }
+  return client_.evacuated(region, cookies) || now >= evacuation_ends_;
+}
+
+bool Log::prepare_one(bool may_take_sealed) {
   std::uint32_t retired = kNoRegion;
   std::uint32_t absent = kNoRegion;
   {
@@ -84,18 +109,18 @@ bool Log::prepare_one(bool may_reclaim) {
   const bool fresh = retired == kNoRegion && absent != kNoRegion && try_allocate(absent);
   std::uint32_t region = fresh ? absent : retired;
   const bool reclaim = region == kNoRegion;
+  if (reclaim) {
+    if (!may_take_sealed) return false;
+    {
+      std::lock_guard lock(mutex_);
+      region = oldest_sealed();
+    }
+    if (region == kNoRegion || !may_reclaim(region)) return false;
+  }
   std::uint64_t sequence = 0;
   std::vector<std::uint32_t> cookies;
   {
     std::lock_guard lock(mutex_);
-    if (reclaim) {
-      if (!may_reclaim) return false;
-      for (std::uint32_t i = 0; i < region_count_; ++i) {
-        if (regions_[i].state != RegionState::kSealed || regions_[i].busy != 0) continue;
-        if (region == kNoRegion || words_[i].sequence < words_[region].sequence) region = i;
-      }
-      if (region == kNoRegion) return false;
-    }
     sequence = next_region_sequence_++;
     Region& r = regions_[region];
     cookies = std::move(r.cookies);

@@ -137,6 +137,7 @@ void Log::submit(io::Op op, std::byte* data, std::uint64_t bytes, std::uint64_t 
   request.bytes = bytes;
   request.offset = offset;
   request.sink = new IoOp(*this, std::move(then));
+  if (op == io::Op::kWrite) written_.add(bytes);
   engine_.submit(std::span(&request, 1));
 }
 
@@ -182,7 +183,7 @@ void Log::count_write_failure(const Status& status) {
   if (ends_writing(status.sys_errno())) quarantine(status);
 }
 
-void Log::read(Extent extent, std::byte* image, const ChunkKey& key, const NamespaceId& ns, ReadDone done) {
+void Log::read(Extent extent, std::byte* image, const ChunkKey& key, const NamespaceId* ns, ReadDone done) {
   if (Status status = usable(); !status.ok()) return done(status);
   const std::uint64_t last_page = std::uint64_t{extent.page} + extent.pages;
   if (extent.region >= region_count_ || extent.page == 0 || extent.pages < kMinRecordPages || last_page > geometry_.region_pages) {
@@ -198,13 +199,14 @@ void Log::read(Extent extent, std::byte* image, const ChunkKey& key, const Names
     return done(Status(Code::kCorruption, "region " + std::to_string(extent.region) + " holds no records any more"));
   }
   submit(io::Op::kRead, image, extent.pages * kPageBytes, offset_of(extent.region, extent.page),
-         [this, extent, sequence, image, key, ns, done = std::move(done)](const io::IoResult& result) {
+         [this, extent, sequence, image, key, ns = ns != nullptr ? std::optional(*ns) : std::nullopt,
+          done = std::move(done)](const io::IoResult& result) {
            LMCN_SEQ_POINT("nvme.read_completed");
-           done(finish_read(extent, sequence, image, key, ns, result));
+           done(finish_read(extent, sequence, image, key, ns ? &*ns : nullptr, result));
          });
 }
 
-Status Log::finish_read(Extent extent, std::uint64_t sequence, const std::byte* image, const ChunkKey& key, const NamespaceId& ns,
+Status Log::finish_read(Extent extent, std::uint64_t sequence, const std::byte* image, const ChunkKey& key, const NamespaceId* ns,
                         const io::IoResult& result) {
   Status status = result.status(what("read of a record from "));
   if (!status.ok()) {
@@ -220,14 +222,17 @@ Status Log::finish_read(Extent extent, std::uint64_t sequence, const std::byte* 
   }
   const SlotHeader& header = *slot_header(image);
   // A whole header, but of another life of the region or of another record: the extent is old, the device is not at fault.
-  if (check_header(image, result.actual).ok() && (header.region_sequence != sequence || header.key != key || header.ns != ns)) {
-    counters_.stale_reads.fetch_add(1, std::memory_order_relaxed);
+  status = check_header(image, result.actual);
+  const bool another = header.key != key || (ns != nullptr && header.ns != *ns);
+  if (status.ok() && (header.region_sequence != sequence || another)) {
+    (header.region_sequence != sequence ? counters_.stale_reads : counters_.misplaced_reads)
+        .fetch_add(1, std::memory_order_relaxed);
     return {Code::kCorruption, "another record lies at page " + std::to_string(extent.page) + " of region " +
                                    std::to_string(extent.region) + " (key " + header.key.to_hex() + ", region sequence " +
                                    std::to_string(header.region_sequence) + "), expected key " + key.to_hex() + ", sequence " +
                                    std::to_string(sequence)};
   }
-  status = verify_slot(image, result.actual, key, ns);
+  if (status.ok() && options_.verify_payload) status = verify_slot(image, result.actual, key, header.ns);
   if (status.ok() && image_bytes(header.payload_bytes) != result.actual) {
     status = Status(Code::kCorruption, "record of " + std::to_string(image_bytes(header.payload_bytes)) +
                                            " bytes in an extent of " + std::to_string(result.actual));
@@ -281,6 +286,31 @@ Status Log::close(const EntrySource& entries) {
   return status;
 }
 
+void LogStats::add(const LogStats& other) noexcept {
+  limit_bytes += other.limit_bytes;
+  allocated_bytes += other.allocated_bytes;
+  live_record_bytes += other.live_record_bytes;
+  regions += other.regions;
+  clean_regions += other.clean_regions;
+  appended_records += other.appended_records;
+  appended_bytes += other.appended_bytes;
+  write_errors += other.write_errors;
+  read_errors += other.read_errors;
+  reclaimed_regions += other.reclaimed_regions;
+  recovered_records += other.recovered_records;
+  recovered_from_checkpoint += other.recovered_from_checkpoint;
+  recovered_from_footers += other.recovered_from_footers;
+  recovered_from_walk += other.recovered_from_walk;
+  corrupt_reads += other.corrupt_reads;
+  stale_reads += other.stale_reads;
+  misplaced_reads += other.misplaced_reads;
+  file_system_bytes += other.file_system_bytes;
+  syncs += other.syncs;
+  refused_allocations += other.refused_allocations;
+  direct_io = direct_io && other.direct_io;
+  quarantined = quarantined || other.quarantined;
+}
+
 LogStats Log::stats() const {
   LogStats s;
   s.limit_bytes = options_.limit_bytes;
@@ -291,6 +321,7 @@ LogStats Log::stats() const {
   s.reclaimed_regions = counters_.reclaimed_regions.load(std::memory_order_relaxed);
   s.corrupt_reads = counters_.corrupt_reads.load(std::memory_order_relaxed);
   s.stale_reads = counters_.stale_reads.load(std::memory_order_relaxed);
+  s.misplaced_reads = counters_.misplaced_reads.load(std::memory_order_relaxed);
   s.syncs = counters_.syncs.load(std::memory_order_relaxed);
   s.refused_allocations = counters_.refused_allocations.load(std::memory_order_relaxed);
   s.recovered_from_checkpoint = recovered_from_checkpoint_;
@@ -298,6 +329,7 @@ LogStats Log::stats() const {
   s.recovered_from_walk = recovered_from_walk_;
   s.recovered_records = recovered_from_checkpoint_ + recovered_from_footers_ + recovered_from_walk_;
   s.direct_io = data_.direct();
+  s.file_system_bytes = geometry_.file_system_bytes;
   s.quarantined = quarantined();
   std::lock_guard lock(mutex_);
   s.allocated_bytes = allocated_ * geometry_.region_bytes + checkpoint_bytes_ + kPageBytes;

@@ -32,9 +32,11 @@ struct LogOptions {
   std::uint64_t region_bytes = 0;      // 0: 256 MiB, lowered so that >= 8 regions fit (never below 16 MiB or 2 x max record)
   std::uint64_t max_record_bytes = 0;  // largest slot image that will be appended
   std::chrono::milliseconds lock_wait{10'000};
-  bool allow_shrink_below_contents = true;              // a lower limit than last time drops the oldest regions
-  std::uint64_t free_space_floor_bytes = 256ull << 20;  // of the file system, never taken
-  std::chrono::milliseconds sync_interval{5'000};       // longest time that acknowledged records stay without fdatasync
+  bool allow_shrink_below_contents = true;               // a lower limit than last time drops the oldest regions
+  std::uint64_t free_space_floor_bytes = 256ull << 20;   // of the file system, never taken
+  std::chrono::milliseconds sync_interval{5'000};        // longest time that acknowledged records stay without fdatasync
+  std::chrono::milliseconds evacuation_patience{1'000};  // see LogClient::evacuated()
+  bool verify_payload = true;  // false: reads check header, key, namespace, lengths and sequences, not the payload's checksums
 };
 
 struct RecoveredRecord {
@@ -47,6 +49,9 @@ struct RecoveredRecord {
 class LogClient {
  public:
   virtual ~LogClient() = default;
+  /// Before on_reclaim(), each time the log looks for space: whether the client has got hold of all it wants of these records. They
+  /// can be read until it says true, or until evacuation_patience has passed.
+  virtual bool evacuated(std::uint32_t region, std::span<const std::uint32_t> cookies) = 0;
   /// `cookies`: as given to append() (or assigned by adopt()) for the records of a region about to be reused, in append order.
   /// The client forgets those whose extent still is in `region` (in its own index: their bytes are uncounted already); chunks
   /// worth keeping it appends again later, from host memory.
@@ -59,10 +64,15 @@ struct LogStats {
   std::uint64_t recovered_records = 0, recovered_from_checkpoint = 0, recovered_from_footers = 0, recovered_from_walk = 0;
   std::uint64_t corrupt_reads = 0;        // bytes that did not verify; not in read_errors
   std::uint64_t stale_reads = 0;          // another record is there now (the region was reused); neither corrupt nor an error
+  std::uint64_t misplaced_reads = 0;      // a whole record of this life of the region, but of another key or namespace
+  std::uint64_t file_system_bytes = 0;    // size of the file system
   std::uint64_t syncs = 0;                // fdatasyncs of the data file that succeeded
   std::uint64_t refused_allocations = 0;  // ENOSPC or the free-space floor: regions are reused instead
   bool direct_io = false;                 // O_DIRECT, else buffered
   bool quarantined = false;               // after EIO/ENOSPC/read-only: no more I/O, all lookups of this tier are misses
+
+  /// Adds another path's. direct_io holds if it does for both, quarantined if it does for one.
+  void add(const LogStats& other) noexcept;
 };
 
 /// Single writer (append, maintain, checkpoint, clear, close: one thread at a time, the store's keeper). read(), forget(), stats()
@@ -92,7 +102,8 @@ class RegionLog {
   /// Reads a record whole into `image` (>= extent.pages*4096 bytes). `done` gets kCorruption unless the region kept its
   /// sequence and verify_slot() holds for key and ns; the payload must not be used otherwise. kInvalidArgument: an extent that
   /// no record can have; kIoError; kUnavailable: quarantined (also by several reads in a row that failed) or closed.
-  virtual void read(Extent extent, std::byte* image, const ChunkKey& key, const NamespaceId& ns, ReadDone done) = 0;
+  /// `ns` null: whichever namespace the record has; the key is a hash over it anyway.
+  virtual void read(Extent extent, std::byte* image, const ChunkKey& key, const NamespaceId* ns, ReadDone done) = 0;
 
   /// Forget a record (its bytes die with the region); keeps live_record_bytes true. Takes no lock.
   virtual void forget(Extent extent) = 0;
@@ -111,8 +122,12 @@ class RegionLog {
   virtual Status close(const EntrySource& entries) = 0;
 
   virtual LogStats stats() const = 0;
+  /// Bytes written within the last 24 hours, also by earlier processes (as of their last checkpoint).
+  virtual std::uint64_t last_day_bytes() const = 0;
   /// One atomic load; the reason ("EIO writing /x/data.000 at 4096") is for logs.
   virtual bool quarantined() const noexcept = 0;
+  /// Bit i: path i (striped_log.hpp) is quarantined or was left out: what it holds is as good as gone. Atomic loads only.
+  virtual std::uint32_t lost_paths() const noexcept = 0;
   virtual std::string quarantine_reason() const = 0;
   /// Lines for the log about how the store was opened: buffered I/O, region size kept from before, regions dropped.
   virtual std::vector<std::string> notes() const = 0;

@@ -17,7 +17,8 @@ constexpr auto kCheckpointEvery = std::chrono::seconds(30);
 constexpr std::uint64_t kRegisterPieceBytes = 256ULL << 20;  // I/O waits meanwhile: about 30 ms with 4 KiB pages
 constexpr std::uint64_t kRegisterPieces = 1000;              // the ring's table has 1024 places
 constexpr std::uint64_t kHugePageBytes = 2ULL << 20;
-constexpr double kReappendShare = 0.1;  // of a reclaimed region
+constexpr std::uint64_t kDemotionsBesideReads = 2;  // in flight while promotions wait
+constexpr auto kBehind = std::chrono::seconds(1);
 
 }  // namespace
 
@@ -25,8 +26,39 @@ void StoreCore::mark_dirty(EntryId id) {
   Entry& entry = index.entry(id);
   const SlotRecord& record = slots[entry.host_slot];
   entry.flags = static_cast<std::uint8_t>(entry.flags | kDirty);
-  dirty_queue.push_back({entry.host_slot, record.slot.generation});
+  dirty_queue.push_back({entry.host_slot, record.slot.generation, Clock::now()});
   dirty_bytes += record.slot.bytes;
+}
+
+// mu held. `touched`: used since it was stored, or stored before.
+bool StoreCore::offer_to_nvme(EntryId id, bool touched) {
+  if (!log || !nvme_ready()) return false;
+  const Entry& entry = index.entry(id);
+  if (on_nvme(entry) || (entry.flags & (kDirty | kWriting)) != 0) return false;
+  if (entry.extent.valid()) drop_extent(id);  // on a path that is lost
+  const Admission::Offer offer{
+      .bytes = slots[entry.host_slot].slot.bytes,
+      .touched = touched,
+      .device_behind = !dirty_queue.empty() && Clock::now() - dirty_queue.front().since > kBehind,
+      .day_bytes = log->last_day_bytes() + dirty_bytes,
+  };
+  switch (admission->decide(entry.key, offer)) {
+    case Admitted::kYes:
+      mark_dirty(id);
+      return true;
+    case Admitted::kFirstTouch:
+      ++(offer.device_behind ? counters.refused_device_behind : counters.refused_first_touch);
+      return false;
+    case Admitted::kOverBudget:
+      ++counters.refused_over_budget;
+      return false;
+  }
+  return false;
+}
+
+// Reads go first: someone waits for them.
+std::uint64_t StoreCore::max_demotions() const {
+  return promotions_in_flight != 0 ? kDemotionsBesideReads : kMaxDemotionsInFlight;
 }
 
 void StoreCore::keeper_loop(std::stop_token stop) {
@@ -37,14 +69,14 @@ void StoreCore::keeper_loop(std::stop_token stop) {
   while (!stop.stop_requested()) {
     const bool full = log_full_since != Clock::time_point{} && !dirty_queue.empty();
     keeper_cv.wait_until(lock, full ? std::min(next_tick, Clock::now() + kFullRetry) : next_tick, [&] {
-      return stop.stop_requested() || clear_pending || (checkpoints_wanted != checkpoints_written && drained()) ||
-             (checkpoint_due && demotions_in_flight == 0) ||
-             (!full && !checkpoint_due && !dirty_queue.empty() && demotions_in_flight < kMaxDemotionsInFlight);
+      return stop.stop_requested() || clear_pending || maintenance_due ||
+             (checkpoints_wanted != checkpoints_written && drained()) || (checkpoint_due && demotions_in_flight == 0) ||
+             (!full && !checkpoint_due && !dirty_queue.empty() && demotions_in_flight < max_demotions());
     });
     if (stop.stop_requested()) break;
     if (dirty_queue.empty()) log_full_since = {};
     if (log && clear_pending) clear_log(lock);
-    while (!clear_pending && !checkpoint_due && demotions_in_flight < kMaxDemotionsInFlight && demote_next(lock)) {
+    while (!clear_pending && !checkpoint_due && demotions_in_flight < max_demotions() && demote_next(lock)) {
     }
     const Clock::time_point now = Clock::now();
     if (log_changed && now >= next_checkpoint) checkpoint_due = true;
@@ -64,8 +96,9 @@ void StoreCore::keeper_loop(std::stop_token stop) {
       last_checkpoint = std::move(written);
       flushed_cv.notify_all();
     }
-    if (now >= next_tick) {
+    if (now >= next_tick || maintenance_due) {
       next_tick = now + kTick;
+      maintenance_due = false;
       tick(lock);
     }
   }
@@ -83,6 +116,7 @@ void StoreCore::clear_log(std::unique_lock<std::mutex>& lock) {
 void StoreCore::tick(std::unique_lock<std::mutex>& lock) {
   sweep_quarantine();
   expire_requests();
+  if (log && log->lost_paths() != forgotten_paths) forget_lost_paths();
   lock.unlock();
   bool failed = false;
   if (log) failed = !log->maintain().ok();
@@ -101,6 +135,12 @@ bool StoreCore::demote_next(std::unique_lock<std::mutex>& lock) {
     const EntryId id = record.entry;
     Entry& entry = index.entry(id);
     if ((entry.flags & kDirty) == 0) continue;
+    if (Clock::now() - item.since > options.write_deadline) {
+      entry.flags = 0;
+      dirty_bytes -= record.slot.bytes;
+      ++counters.demotion_drops;
+      continue;
+    }
     entry.flags = kWriting;
     ++record.pins;
     ++demotions_in_flight;
@@ -171,38 +211,6 @@ void StoreCore::finish_demotion(SlotId slot, EntryId id, std::uint64_t epoch, co
     unpin(slot);
   }
   keeper_cv.notify_one();
-}
-
-// Keeper thread, from append() or maintain(). What was hit since it was written and still is in host memory is written again,
-// up to a share of the region.
-void StoreCore::on_reclaim(std::uint32_t region, std::span<const std::uint32_t> cookies) {
-  std::lock_guard lock(mu);
-  ++counters.reclaimed_regions;
-  std::uint64_t region_bytes = 0;
-  for (const EntryId id : cookies) {
-    if (index.live(id) && index.entry(id).extent.region == region) {
-      region_bytes += std::uint64_t{index.entry(id).extent.pages} * kPageBytes;
-    }
-  }
-  auto room = static_cast<std::uint64_t>(kReappendShare * static_cast<double>(region_bytes));
-  for (const EntryId id : cookies) {
-    if (!index.live(id)) continue;
-    Entry& entry = index.entry(id);
-    if (entry.extent.region != region) continue;
-    const std::uint64_t bytes = std::uint64_t{entry.extent.pages} * kPageBytes;
-    const bool again =
-        entry.host == HostState::kReady && entry.hits != 0 && bytes <= room && (entry.flags & (kDirty | kWriting)) == 0;
-    entry.extent = Extent{};  // the region dies: nothing to forget in the log
-    ++counters.reclaimed_chunks;
-    if (again) {
-      room -= bytes;
-      mark_dirty(id);
-    } else {
-      erase_if_nowhere(id);
-    }
-  }
-  log_changed = true;
-  changed();
 }
 
 Status StoreCore::flush(std::chrono::milliseconds deadline) {

@@ -92,10 +92,8 @@ std::uint32_t StoreCore::end_write(WriteLease& lease, bool publish) {
         entry.host = HostState::kReady;
         entry.hits = 0;
         policy->insert(entry_id);
-        if (log && !entry.extent.valid() && nvme_ready()) {
-          mark_dirty(entry_id);
-          writes_behind = true;
-        }
+        if (verify_all) start_check(id, true);
+        writes_behind |= offer_to_nvme(entry_id, false);
         ++counters.committed_chunks;
         ++published;
       } else if (entry_id != kNoEntry) {
@@ -112,6 +110,7 @@ std::uint32_t StoreCore::end_write(WriteLease& lease, bool publish) {
   lease.slot_ids_.clear();
   promoted_cv.notify_all();  // acquire() may wait for what was being filled
   if (writes_behind) keeper_cv.notify_one();
+  if (verify_all) promote_cv.notify_one();
   return published;
 }
 

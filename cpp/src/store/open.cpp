@@ -4,9 +4,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <iterator>
+#include <limits>
+#include <numeric>
 #include <unordered_map>
 
 #include "memory/numa.hpp"
+#include "nvme/striped_log.hpp"
 #include "store/request.hpp"
 #include "store/store_core.hpp"
 
@@ -25,6 +28,27 @@ bool path_is_wrong(const Status& status) {
   return status.code() == Code::kIoError && std::find(std::begin(wrong), std::end(wrong), status.sys_errno()) != std::end(wrong);
 }
 
+Status check_nvme_options(const StoreOptions& o) {
+  if (o.directories.empty() && o.nvme_bytes != 0) {
+    return bad("nvme_bytes", std::to_string(o.nvme_bytes), "needs directories, the place on NVMe");
+  }
+  if (!o.directories.empty() && o.nvme_bytes == 0) {
+    return bad("nvme_bytes", "0", "directory " + o.directories[0] + " needs a size: the most bytes it may take");
+  }
+  if (!o.directory_bytes.empty() &&
+      (o.directory_bytes.size() != o.directories.size() ||
+       std::accumulate(o.directory_bytes.begin(), o.directory_bytes.end(), std::uint64_t{0}) != o.nvme_bytes)) {
+    return bad("directory_bytes", std::to_string(o.directory_bytes.size()) + " sizes",
+               "must be one size for each of " + std::to_string(o.directories.size()) +
+                   " directories, together nvme_bytes=" + std::to_string(o.nvme_bytes));
+  }
+  if (o.write_deadline.count() <= 0) {
+    return bad("write_deadline", std::to_string(o.write_deadline.count()) + " ms", "must be positive");
+  }
+  if (o.verify != "off" && o.verify != "nvme" && o.verify != "all") return bad("verify", o.verify, "must be off, nvme or all");
+  return parse_admission_mode(o.admission).status();
+}
+
 Status check_options(const StoreOptions& o) {
   if (o.host_bytes < kMinHostBytes) {
     return bad("host_bytes", std::to_string(o.host_bytes), "the host arena must be at least 4194304 bytes (4 MiB)");
@@ -36,12 +60,7 @@ Status check_options(const StoreOptions& o) {
     return bad("max_payload_bytes", std::to_string(o.max_payload_bytes),
                "one chunk must fit into the host arena of " + std::to_string(o.host_bytes) + " bytes");
   }
-  if (o.directory.empty() && o.nvme_bytes != 0) {
-    return bad("nvme_bytes", std::to_string(o.nvme_bytes), "needs directory, the place on NVMe");
-  }
-  if (!o.directory.empty() && o.nvme_bytes == 0) {
-    return bad("nvme_bytes", "0", "directory=" + o.directory + " needs a size: the most bytes it may take");
-  }
+  LMCN_RETURN_IF_ERROR(check_nvme_options(o));
   if (o.promotion_deadline.count() <= 0) {
     return bad("promotion_deadline", std::to_string(o.promotion_deadline.count()) + " ms", "must be positive");
   }
@@ -70,7 +89,8 @@ Status StoreCore::start() {
   policy = std::move(made_policy).value();
 
   // NVMe before the arena: its errors are the likelier ones, and nothing has been allocated yet.
-  if (!options.directory.empty()) LMCN_RETURN_IF_ERROR(open_nvme());
+  verify_all = options.verify == "all";
+  if (!options.directories.empty()) LMCN_RETURN_IF_ERROR(open_nvme());
 
   auto made_arena = HostArena::create({.bytes = options.host_bytes,
                                        .populate_threads = options.populate_threads,
@@ -85,7 +105,7 @@ Status StoreCore::start() {
   completion_event = ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   if (completion_event < 0) return Status::from_errno(errno, "eventfd");
   keeper = std::jthread([this](std::stop_token stop) { keeper_loop(stop); });
-  if (log) promoter = std::jthread([this](std::stop_token stop) { promoter_loop(stop); });
+  if (log || verify_all) promoter = std::jthread([this](std::stop_token stop) { promoter_loop(stop); });
   return Status();
 }
 
@@ -97,16 +117,20 @@ Status StoreCore::open_nvme() {
   engine = std::move(made_engine).value();
   if (wrap_engine) engine = wrap_engine(std::move(engine));
 
-  nvme::LogOptions log_options;
-  log_options.directory = options.directory;
-  log_options.limit_bytes = options.nvme_bytes;
-  log_options.region_bytes = options.region_bytes;
-  log_options.max_record_bytes = image_bytes(options.max_payload_bytes);
-  log_options.lock_wait = options.lock_wait;
-  auto opened = nvme::RegionLog::open(log_options, *engine, *this);
+  std::vector<nvme::LogOptions> paths(options.directories.size());
+  for (std::size_t i = 0; i < paths.size(); ++i) {
+    paths[i].directory = options.directories[i];
+    paths[i].limit_bytes = options.directory_bytes.empty() ? options.nvme_bytes / paths.size() : options.directory_bytes[i];
+    paths[i].region_bytes = options.region_bytes;
+    paths[i].max_record_bytes = image_bytes(options.max_payload_bytes);
+    paths[i].lock_wait = options.lock_wait;
+    paths[i].free_space_floor_bytes = options.nvme_free_floor_bytes;
+    paths[i].verify_payload = options.verify != "off";
+  }
+  auto opened = nvme::open_paths(paths, *engine, *this);
   if (!opened.ok()) {
     if (path_is_wrong(opened.status())) {
-      return bad("directory", options.directory,
+      return bad("directories", options.directories[0],
                  "must be a directory that this user can write (" + opened.status().message() + ")");
     }
     if (opened.status().code() != Code::kLocked || options.fail_when_locked) return opened.status();
@@ -116,6 +140,9 @@ Status StoreCore::open_nvme() {
   }
   log = std::move(opened).value();
   for (const std::string& line : log->notes()) engine_note += "; " + line;
+  const std::uint64_t daily = options.nvme_daily_bytes != 0 ? options.nvme_daily_bytes : log->stats().file_system_bytes;
+  admission = std::make_unique<Admission>(parse_admission_mode(options.admission).value(), daily);
+  forgotten_paths = log->lost_paths();
   log->adopt([this](const nvme::RecoveredRecord& record) {
     const EntryId id = index.insert(record.key);
     Entry& entry = index.entry(id);

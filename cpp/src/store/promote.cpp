@@ -6,7 +6,7 @@
 
 namespace lmcn {
 
-SlotId StoreCore::start_promotion(EntryId id, const NamespaceId& ns) {
+SlotId StoreCore::start_promotion(EntryId id, const std::optional<NamespaceId>& ns) {
   const Extent extent = index.entry(id).extent;
   const SlotId slot = allocate_slot(std::uint64_t{extent.pages} * kPageBytes, kNoEntry);
   if (slot == kNoSlot) return kNoSlot;
@@ -16,7 +16,7 @@ SlotId StoreCore::start_promotion(EntryId id, const NamespaceId& ns) {
   Entry& entry = index.entry(id);
   entry.host = HostState::kPromoting;
   entry.host_slot = slot;
-  promote_queue.push_back({slot, record.slot.offset, record.slot.generation, extent, entry.key, ns});
+  promote_queue.push_back({Promotion::Kind::kRead, slot, record.slot.offset, record.slot.generation, extent, entry.key, ns});
   ++promotions_in_flight;
   changed();
   return slot;
@@ -31,8 +31,10 @@ void StoreCore::promoter_loop(std::stop_token stop) {
     promote_queue.pop_front();
     const bool wanted = slots[promotion.slot].entry != kNoEntry;
     lock.unlock();
-    if (wanted) {
-      log->read(promotion.extent, arena->base() + promotion.offset, promotion.key, promotion.ns,
+    if (promotion.kind != Promotion::Kind::kRead) {
+      run_check(promotion);
+    } else if (wanted) {
+      log->read(promotion.extent, arena->base() + promotion.offset, promotion.key, promotion.ns ? &*promotion.ns : nullptr,
                 [this, promotion](const Status& status) { finish_promotion(promotion, status); });
     } else {
       finish_promotion(promotion, Status(Code::kAborted, "cleared"));
@@ -53,15 +55,19 @@ void StoreCore::finish_promotion(const Promotion& promotion, const Status& statu
       policy->insert(id);
       ++counters.promoted_chunks;
       counters.promoted_bytes += record.slot.bytes;
+      if (verify_all) start_check(promotion.slot, true);
     } else if (id != kNoEntry) {
       ++counters.promotion_failures;
       if (index.entry(id).extent == promotion.extent) drop_extent(id);
       drop_host_copy(id);
     }
     unpin(promotion.slot);
+    maintenance_due = !evacuations.empty();
     changed();
   }
   promoted_cv.notify_all();
+  if (verify_all) promote_cv.notify_one();
+  keeper_cv.notify_one();  // writes may have waited for reads
   const std::uint64_t one = 1;
   // A full counter (never, in practice) is as readable as any.
   [[maybe_unused]] const ssize_t n = ::write(completion_event, &one, sizeof one);

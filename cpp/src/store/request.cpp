@@ -150,12 +150,12 @@ Presence RequestImpl::look(Item& item) {
       core_.policy->access(id);
       item.tier = item.promoting ? Tier::kNvme : Tier::kHost;
       item.refused = false;
-      if (item.pinned == kNoSlot) {
-        take_pin(item, entry.host_slot, false);
-      } else {
+      if (item.pinned != kNoSlot) {
         item.epoch = core_.pin_epoch.load(std::memory_order_relaxed);
+      } else if (!take_pin(item, entry.host_slot, false) && core_.verify_all) {
+        return refuse(item);
       }
-      return Presence::kHit;
+      return check_passed(item) ? Presence::kHit : Presence::kRetry;
     case HostState::kFilling:
       return Presence::kPending;
     case HostState::kPromoting:
@@ -173,12 +173,23 @@ Presence RequestImpl::look(Item& item) {
     case HostState::kNone:
       break;
   }
-  if (item.refused || !core_.nvme_ready() || !entry.extent.valid()) return Presence::kMiss;
+  if (item.refused || !core_.log || !core_.on_nvme(entry)) return Presence::kMiss;
   const std::uint64_t bytes = core_.allocator->class_bytes(std::uint64_t{entry.extent.pages} * kPageBytes);
   if (!may_pin(bytes, true)) return refuse(item);
   const SlotId slot = core_.start_promotion(id, deriver_.ns());
   if (slot == kNoSlot || !take_pin(item, slot, true)) return refuse(item);
   return Presence::kRetry;
+}
+
+// mu held. What this request promoted itself was verified when it was read.
+bool RequestImpl::check_passed(Item& item) {
+  if (!core_.verify_all || item.promoting) return true;
+  const SlotRecord& record = core_.slots[item.pinned];
+  if (item.check == 0) {
+    core_.start_check(item.pinned, false);
+    item.check = record.checks_wanted;
+  }
+  return record.checks_done >= item.check;
 }
 
 Presence RequestImpl::refuse(Item& item) {
@@ -217,6 +228,7 @@ void RequestImpl::drop_pin(Item& item) {
   if (item.promoting) promoted_bytes_ -= std::min(promoted_bytes_, bytes);
   core_.unpin(item.pinned);
   item.pinned = kNoSlot;
+  item.check = 0;
   item.version = 0;
 }
 
@@ -263,11 +275,16 @@ SourceCount RequestImpl::count_sources(std::span<const ChunkKey> keys) {
 
 Result<ReadLease> RequestImpl::acquire(std::span<const ChunkKey> keys, bool for_worker) {
   ReadLease lease;
+  bool writes_behind = false;
   std::lock_guard lock(core_.mu);
   if (core_.closed) return Status(Code::kUnavailable, "the store is closed");
   for (const ChunkKey& key : keys) {  // all or nothing
     const EntryId id = core_.index.find(key);
-    if (id == kNoEntry || core_.index.entry(id).host != HostState::kReady) {
+    const bool there = id != kNoEntry && core_.index.entry(id).host == HostState::kReady;
+    const auto item = there && core_.verify_all ? item_of_.find(key) : item_of_.end();
+    const bool checked = !core_.verify_all ||
+                         (item != item_of_.end() && items_[item->second].pinned != kNoSlot && check_passed(items_[item->second]));
+    if (!there || !checked) {
       return Status(Code::kNotFound, "chunk " + key.to_hex() + ": not in host memory (look it up again)");
     }
   }
@@ -278,6 +295,7 @@ Result<ReadLease> RequestImpl::acquire(std::span<const ChunkKey> keys, bool for_
     ++record.pins;
     if (for_worker) ++record.loads_issued;
     if (entry.hits != 0xFFFF) ++entry.hits;
+    writes_behind |= core_.offer_to_nvme(id, true);
     core_.policy->access(id);
     lease.slots_.push_back({record.slot.offset, record.slot.generation});
     lease.slot_ids_.push_back(entry.host_slot);
@@ -293,6 +311,7 @@ Result<ReadLease> RequestImpl::acquire(std::span<const ChunkKey> keys, bool for_
   }
   if (!lease.slots_.empty()) lease.store_ = &core_;
   if (for_worker) drop_all_pins();  // the engine has decided what it loads
+  if (writes_behind) core_.keeper_cv.notify_one();
   return lease;
 }
 

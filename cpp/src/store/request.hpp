@@ -44,6 +44,7 @@ class RequestImpl final : public Request {
     bool promoting = false;  // a promotion was started or joined for this item
     bool refused = false;    // budget, deadline or failed read
     SlotId pinned = kNoSlot;
+    std::uint32_t check = 0;    // verify=all: number of the slot's check that this item waits for; 0: none yet
     std::uint64_t version = 0;  // of the store when `last` was found
     std::uint64_t epoch = 0;    // pin_epoch when `pinned` was taken
     Clock::time_point deadline;
@@ -57,6 +58,7 @@ class RequestImpl final : public Request {
   bool remembered(const Item& item) const noexcept;
   Presence answer_slow(Item& item);
   Presence look(Item& item);
+  bool check_passed(Item& item);
   bool may_pin(std::uint64_t bytes, bool promotion) const noexcept;
   bool take_pin(Item& item, SlotId slot, bool promotion);
   void drop_pin(Item& item);

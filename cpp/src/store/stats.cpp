@@ -1,3 +1,5 @@
+#include <bit>
+
 #include "store/store_core.hpp"
 
 namespace lmcn {
@@ -9,6 +11,10 @@ bool StoreCore::nvme_ready() const noexcept {
 std::string StoreCore::nvme_warning() const {
   if (!open_warning.empty()) return open_warning;
   if (log && log->quarantined()) return "NVMe quarantined: " + log->quarantine_reason();
+  if (log && log->lost_paths() != 0) {
+    return std::to_string(std::popcount(log->lost_paths())) + " of " + std::to_string(options.directories.size()) +
+           " NVMe paths not in use: " + log->quarantine_reason();
+  }
   return {};
 }
 
@@ -36,12 +42,17 @@ StoreStats StoreCore::stats() const {
   s.nvme_allocated_bytes = log_stats.allocated_bytes;
   s.nvme_live_bytes = log_stats.live_record_bytes;
   s.nvme_quarantined = log_stats.quarantined ? 1 : 0;
+  s.nvme_paths = log ? options.directories.size() : 0;
+  s.nvme_lost_paths = log ? static_cast<std::uint64_t>(std::popcount(log->lost_paths())) : 0;
+  s.nvme_day_bytes = log ? log->last_day_bytes() : 0;
+  s.nvme_day_limit_bytes = log ? admission->budget_bytes() : 0;
   s.nvme_dirty_bytes = dirty_bytes;
   s.promotions_in_flight = promotions_in_flight;
   s.requests = requests.size();
   s.attached_ranks = rendezvous ? rendezvous->attached_ranks() : 0;
   s.corrupt_records = log_stats.corrupt_reads;
   s.stale_reads = log_stats.stale_reads;
+  s.misplaced_reads = log_stats.misplaced_reads;
   s.read_errors = log_stats.read_errors;
   s.write_errors += log_stats.write_errors;
   s.lookups = lookups.load(std::memory_order_relaxed);

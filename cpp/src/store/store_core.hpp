@@ -12,6 +12,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -28,6 +29,7 @@
 #include "memory/slot_allocator.hpp"
 #include "memory/slot_image.hpp"
 #include "nvme/region_log.hpp"
+#include "store/admission.hpp"
 
 namespace lmcn {
 
@@ -45,6 +47,9 @@ struct SlotRecord {
   bool in_use = false;
   bool worker_fill = false;  // handed to workers to fill, outcome not yet seen
   bool quarantined = false;  // waits for worker words; listed in StoreCore::quarantine
+  // verify=all (check.cpp)
+  std::uint64_t checksum = 0;  // of the payload as it was published
+  std::uint32_t checks_wanted = 0, checks_done = 0;
 };
 
 inline constexpr std::uint8_t kDirty = 1;    // Entry::flags: queued for NVMe
@@ -91,31 +96,47 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
 
   // --- promote.cpp
   struct Promotion {
+    enum class Kind : std::uint8_t { kRead, kTakeChecksum, kCompareChecksum };
+    Kind kind = Kind::kRead;
     SlotId slot = kNoSlot;
     std::uint64_t offset = 0;
     std::uint32_t generation = 0;
     Extent extent;
     ChunkKey key;
-    NamespaceId ns;
+    std::optional<NamespaceId> ns;  // none: whichever the record has
   };
   /// mu held. Slot allocated, entry kPromoting, queued; kNoSlot when nothing can be evicted.
-  SlotId start_promotion(EntryId id, const NamespaceId& ns);
+  SlotId start_promotion(EntryId id, const std::optional<NamespaceId>& ns);
   void promoter_loop(std::stop_token stop);
   void finish_promotion(const Promotion& promotion, const Status& status);
+
+  // --- check.cpp
+  void start_check(SlotId id, bool take);  // mu held
+  void run_check(const Promotion& check);
+
+  // --- reclaim.cpp
+  bool evacuated(std::uint32_t region, std::span<const std::uint32_t> cookies) override;
+  void on_reclaim(std::uint32_t region, std::span<const std::uint32_t> cookies) override;
+  std::vector<EntryId> worth_keeping(std::uint32_t region, std::span<const std::uint32_t> cookies) const;
+  void end_evacuation(std::uint32_t region);
+  void forget_lost_paths();
+  bool on_nvme(const Entry& entry) const noexcept;  // REQUIRES: log
 
   // --- keeper.cpp
   struct DirtyItem {
     SlotId slot;
     std::uint32_t generation;
+    Clock::time_point since;
   };
-  void mark_dirty(EntryId id);  // mu held
+  void mark_dirty(EntryId id);                   // mu held
+  bool offer_to_nvme(EntryId id, bool touched);  // mu held; true: the keeper has work
+  std::uint64_t max_demotions() const;           // mu held
   void keeper_loop(std::stop_token stop);
   void tick(std::unique_lock<std::mutex>& lock);
   void clear_log(std::unique_lock<std::mutex>& lock);
   bool demote_next(std::unique_lock<std::mutex>& lock);
   bool put_back(std::unique_lock<std::mutex>& lock, const DirtyItem& item, EntryId id, std::uint64_t epoch, const Status& why);
   void finish_demotion(SlotId slot, EntryId id, std::uint64_t epoch, const Status& status, Extent extent);
-  void on_reclaim(std::uint32_t region, std::span<const std::uint32_t> cookies) override;
   Status flush(std::chrono::milliseconds deadline) override;
   Status write_checkpoint();
   void expire_requests();
@@ -135,6 +156,7 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   std::function<std::unique_ptr<io::IoEngine>(std::unique_ptr<io::IoEngine>)> wrap_engine;
   std::uint64_t promotion_budget_bytes = 0;  // default per request
   std::uint64_t request_pin_limit_bytes = 0;
+  bool verify_all = false;  // options.verify
 
   // Destroyed in reverse order: threads first, then the log (its I/O writes into the arena), engine, rendezvous, arena.
   std::unique_ptr<HostArena> arena;
@@ -149,7 +171,8 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   std::unique_ptr<SlotAllocator> allocator;
   ChunkIndex index;
   std::unique_ptr<EvictionPolicy> policy;
-  std::deque<SlotRecord> slots;  // deque: references stay valid
+  std::unique_ptr<Admission> admission;  // with the log
+  std::deque<SlotRecord> slots;          // deque: references stay valid
   std::vector<SlotId> free_slot_ids;
   std::vector<SlotId> quarantine;
   std::vector<RequestImpl*> requests;
@@ -164,8 +187,11 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   std::uint64_t dirty_bytes = 0;  // queued and under way
   std::uint64_t demotions_in_flight = 0;
   bool clear_pending = false;
-  bool log_changed = false;              // since the last checkpoint
-  std::uint64_t checkpoints_wanted = 0;  // tickets of flush()
+  std::map<std::uint32_t, std::vector<SlotId>> evacuations;  // by region: slots pinned until it is reclaimed
+  bool maintenance_due = false;                              // before the next tick
+  std::uint32_t forgotten_paths = 0;                         // of log->lost_paths(): their extents are gone from the index
+  bool log_changed = false;                                  // since the last checkpoint
+  std::uint64_t checkpoints_wanted = 0;                      // tickets of flush()
   std::uint64_t checkpoints_written = 0;
   bool checkpoint_due = false;  // no append is started until it is written
   Status last_checkpoint;

@@ -9,7 +9,6 @@ PrefixHit StoreCore::lookup(std::span<const ChunkKey> keys) const {
   constexpr std::size_t kAhead = 8;
   PrefixHit hit;
   std::lock_guard lock(mu);
-  const bool nvme = nvme_ready();
   for (std::size_t i = 0; i < std::min(kAhead, keys.size()); ++i) index.prefetch(keys[i]);
   for (std::size_t i = 0; i < keys.size(); ++i) {
     if (i + kAhead < keys.size()) index.prefetch(keys[i + kAhead]);
@@ -18,7 +17,7 @@ PrefixHit StoreCore::lookup(std::span<const ChunkKey> keys) const {
     const Entry& entry = index.entry(id);
     if (entry.host == HostState::kReady) {
       ++hit.host;
-    } else if (nvme && entry.extent.valid()) {
+    } else if (log && on_nvme(entry)) {
       ++hit.nvme;
     } else {
       break;
@@ -39,13 +38,17 @@ Result<WriteLease> StoreCore::reserve(const NamespaceId& ns, std::span<const Chu
   WriteLease lease;
   lease.payload_bytes_ = payload_bytes;
   bool full = false;
+  bool writes_behind = false;
   {
     std::lock_guard lock(mu);
     if (closed) return Status(Code::kUnavailable, "the store is closed");
     for (std::uint32_t i = 0; i < keys.size(); ++i) {
       const EntryId present = index.find(keys[i]);
       if (present != kNoEntry && index.entry(present).host != HostState::kNone) {
-        if (index.entry(present).host == HostState::kReady) policy->access(present);
+        if (index.entry(present).host == HostState::kReady) {
+          policy->access(present);
+          writes_behind |= offer_to_nvme(present, true);
+        }
         continue;
       }
       // Allocation may evict and so erase entries: the id is taken afterwards.
@@ -70,6 +73,7 @@ Result<WriteLease> StoreCore::reserve(const NamespaceId& ns, std::span<const Chu
     if (full) ++counters.reserve_failures;
     if (!lease.slots_.empty()) changed();
   }
+  if (writes_behind) keeper_cv.notify_one();
   if (full && lease.slots_.empty()) {
     return Status(Code::kResourceExhausted, "host arena of " + std::to_string(options.host_bytes) +
                                                 " bytes: no slot can be evicted for a chunk of " + std::to_string(payload_bytes) +
@@ -140,6 +144,7 @@ void StoreCore::clear() {
     std::lock_guard lock(mu);
     ++clear_epoch;
     pin_epoch.fetch_add(1, std::memory_order_acq_rel);
+    while (!evacuations.empty()) end_evacuation(evacuations.begin()->first);
     index.clear();
     policy = make_eviction_policy(options.cache_policy).value();  // the name was good at open()
     dirty_queue.clear();

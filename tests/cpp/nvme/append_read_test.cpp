@@ -42,7 +42,7 @@ TEST_P(AppendRead, WrongKeyIsAMiss) {
   open();
   put_many(0, 2);
   EXPECT_EQ(read(index[0], 1).code(), Code::kCorruption);
-  EXPECT_EQ(log->stats().stale_reads, 1u);
+  EXPECT_EQ(log->stats().misplaced_reads, 1u);
   EXPECT_EQ(log->stats().corrupt_reads, 0u);
   EXPECT_EQ(log->stats().read_errors, 0u);
 }
@@ -54,7 +54,7 @@ TEST_P(AppendRead, ImpossibleExtentsAreRefused) {
                               Extent{0, 0xFFFFFFFFu, 2}, Extent{0, 1, 0xFFFFFFFFu}}) {
     PageBuffer image(1);
     Status status;
-    log->read(extent, image.data(), key_of(0), test_namespace(), [&](const Status& s) { status = s; });
+    log->read(extent, image.data(), key_of(0), &kTestNamespace, [&](const Status& s) { status = s; });
     EXPECT_EQ(status.code(), Code::kInvalidArgument) << extent.region << " " << extent.page << " " << extent.pages;
     log->forget(extent);
   }

@@ -92,7 +92,7 @@ TEST_F(Limit, ReaderOfAReusedRegionGetsAMiss) {
   const SeqPointScope scope;
   PageBuffer image(extent.pages);
   std::promise<Status> done;
-  log->read(extent, image.data(), key_of(0), test_namespace(), [&](const Status& status) { done.set_value(status); });
+  log->read(extent, image.data(), key_of(0), &kTestNamespace, [&](const Status& status) { done.set_value(status); });
   ASSERT_TRUE(SeqPoints::wait_until_reached("nvme.read_completed", std::chrono::seconds(30)));  // good bytes are in memory
   std::uint32_t id = 23;
   while (reclaims.empty()) {  // the read is under way, so idle() would wait for it
@@ -122,7 +122,7 @@ TEST_F(Limit, ReaderThatHeldItsExtentTooLongGetsAMiss) {
   const Extent extent = index[0];
   put_many(23, 23 * 9);
   EXPECT_EQ(read(extent, 0).code(), Code::kCorruption);
-  EXPECT_EQ(log->stats().stale_reads, 1u);
+  EXPECT_EQ(log->stats().misplaced_reads, 1u);
 }
 
 TEST_F(Limit, LowerLimitDropsTheOldest) {

@@ -51,6 +51,8 @@ inline NamespaceId test_namespace() {
   return ns;
 }
 
+inline const NamespaceId kTestNamespace = test_namespace();
+
 inline void fill_payload(std::byte* payload, std::uint64_t bytes, std::uint32_t id) {
   Random random(id * 7919ull + bytes);
   for (std::uint64_t i = 0; i < bytes; i += 8) {
@@ -221,7 +223,7 @@ class LogFixture : public testing::Test, public LogClient {
   Status read(Extent extent, std::uint32_t id) {
     PageBuffer image(std::max(extent.pages, 1u));
     std::promise<Status> done;
-    log->read(extent, image.data(), key_of(id), test_namespace(), [&](const Status& status) { done.set_value(status); });
+    log->read(extent, image.data(), key_of(id), &kTestNamespace, [&](const Status& status) { done.set_value(status); });
     Status status = done.get_future().get();
     return status.ok() ? check_payload(image.data(), id) : status;
   }
@@ -242,6 +244,7 @@ class LogFixture : public testing::Test, public LogClient {
     }
   }
 
+  bool evacuated(std::uint32_t, std::span<const std::uint32_t>) override { return evacuates_at_once; }
   void on_reclaim(std::uint32_t region, std::span<const std::uint32_t> cookies) override {
     reclaims.push_back({region, {cookies.begin(), cookies.end()}});
     for (const std::uint32_t id : cookies) {
@@ -290,6 +293,7 @@ class LogFixture : public testing::Test, public LogClient {
   std::map<std::uint32_t, std::vector<Extent>> truth;  // every extent that was ever acknowledged
   std::vector<RecoveredRecord> recovered;              // by the last open
   std::vector<Reclaim> reclaims;
+  bool evacuates_at_once = true;
 };
 
 }  // namespace lmcn::nvme

@@ -37,7 +37,7 @@ class StoreTest : public ::testing::Test {
   }
 
   void with_nvme(std::uint64_t bytes = 64 << 20) {
-    options.directory = (root / "nvme").string();
+    options.directories = {(root / "nvme").string()};
     options.nvme_bytes = bytes;
     options.region_bytes = 4 << 20;
   }

@@ -193,7 +193,7 @@ TEST_F(StoreTest, AnotherNamespaceNeverHits) {
   // The very key, as if forged: the record says which namespace it belongs to.
   auto lease = store->acquire(other, keys(0, 1), 5s);
   EXPECT_FALSE(lease.ok());
-  EXPECT_EQ(store->stats().stale_reads, 1u);
+  EXPECT_EQ(store->stats().misplaced_reads, 1u);
   EXPECT_EQ(store->stats().promotion_failures, 1u);
 }
 
@@ -275,13 +275,13 @@ TEST_F(StoreTest, BadOptionsNameFieldValueAndWhatIsRight) {
   refused("rank_count", [](StoreOptions& o) { o.rank_count = 65; });
   refused("max_payload_bytes", [](StoreOptions& o) { o.max_payload_bytes = 1 << 30; });
   refused("nvme_bytes", [](StoreOptions& o) { o.nvme_bytes = 1 << 30; });
-  refused("nvme_bytes", [&](StoreOptions& o) { o.directory = (root / "x").string(); });
+  refused("nvme_bytes", [&](StoreOptions& o) { o.directories = {(root / "x").string()}; });
   refused("/proc/none", [](StoreOptions& o) {
-    o.directory = "/proc/none";
+    o.directories = {"/proc/none"};
     o.nvme_bytes = 1 << 30;
   });
   refused("numa_nodes[0] is 1023", [&](StoreOptions& o) {
-    o.directory = (root / "x").string();
+    o.directories = {(root / "x").string()};
     o.nvme_bytes = 1 << 30;
     o.numa_nodes = {1023};
   });

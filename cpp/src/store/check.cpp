@@ -1,0 +1,43 @@
+// verify=all: bytes in host memory are checked too, before a request gets them. A checksum over the payload is taken as soon as a
+// chunk is published, and compared when a request looks the chunk up. On the promoter's thread: an engine's thread computes none.
+#include "base/seq_points.hpp"
+#include "memory/checksum.hpp"
+#include "store/store_core.hpp"
+
+namespace lmcn {
+
+// mu held. Pins the slot until finish_check().
+void StoreCore::start_check(SlotId id, bool take) {
+  SlotRecord& record = slots[id];
+  ++record.pins;
+  if (!take) ++record.checks_wanted;
+  Promotion check;
+  check.kind = take ? Promotion::Kind::kTakeChecksum : Promotion::Kind::kCompareChecksum;
+  check.slot = id;
+  check.offset = record.slot.offset;
+  promote_queue.push_back(check);
+}
+
+void StoreCore::run_check(const Promotion& check) {
+  LMCN_SEQ_POINT("store.before_check");
+  const std::byte* const at = arena->base() + check.offset;
+  const std::uint64_t found = checksum64(at + kPageBytes, slot_header(at)->payload_bytes);
+  {
+    std::lock_guard lock(mu);
+    SlotRecord& record = slots[check.slot];
+    if (check.kind == Promotion::Kind::kTakeChecksum) {
+      record.checksum = found;
+    } else {
+      ++record.checks_done;
+      if (record.checksum != found && record.entry != kNoEntry) {
+        ++counters.corrupt_host_chunks;
+        drop_host_copy(record.entry);
+      }
+    }
+    unpin(check.slot);
+    changed();
+  }
+  promoted_cv.notify_all();
+}
+
+}  // namespace lmcn
