@@ -69,6 +69,7 @@ constexpr Field kFields[] = {
     LMCN_FIELD(reclaimed_regions),
     LMCN_FIELD(reclaimed_chunks),
     LMCN_FIELD(reappended_chunks),
+    LMCN_FIELD(reappended_bytes),
     LMCN_FIELD(cleared),
 };
 #undef LMCN_FIELD

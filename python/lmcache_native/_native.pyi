@@ -5,7 +5,6 @@ lmcache-native's C++ core. Import lmcache_native, which re-exports all of it.
 import array
 from collections.abc import Iterator, Sequence
 import enum
-import os
 import types
 from typing import Literal, overload
 
@@ -400,15 +399,19 @@ class Store:
     A chunk can be looked up only after commit() found every rank's part filled.
     """
 
-    def __init__(self, *, host_bytes: int, directory: str | os.PathLike[str] | None = None, nvme_bytes: int = 0, rank_count: int = 1, max_payload_bytes: int = 0, region_bytes: int = 0, io_engine: str = 'auto', cache_policy: str = 'LRU', fail_when_locked: bool = False, lock_wait_s: float = 10.0, populate_threads: int = 2, promotion_deadline_s: float = 10.0, promotion_budget_bytes: int = 0, request_ttl_s: float = 30.0, numa_nodes: lmcache_native._types.IntArray = (), hugetlb: bool = False) -> None:
+    def __init__(self, *, host_bytes: int, directory: lmcache_native._types.Directories = None, nvme_bytes: int = 0, rank_count: int = 1, max_payload_bytes: int = 0, region_bytes: int = 0, io_engine: str = 'auto', cache_policy: str = 'LRU', fail_when_locked: bool = False, lock_wait_s: float = 10.0, populate_threads: int = 2, promotion_deadline_s: float = 10.0, promotion_budget_bytes: int = 0, request_ttl_s: float = 30.0, numa_nodes: lmcache_native._types.IntArray = (), hugetlb: bool = False, directory_bytes: lmcache_native._types.IntArray = (), nvme_free_floor_bytes: int = 268435456, nvme_daily_bytes: int = 0, admission: str = 'auto', verify: str = 'nvme', write_deadline_s: float = 10.0) -> None:
         """
-        host_bytes: hard limit of the host arena, >= 4 MiB. directory, nvme_bytes: the NVMe tier and its hard limit; without a directory the
-        store is memory only. rank_count: ranks that fill each slot, 1..64. max_payload_bytes: largest chunk, all ranks (0: 64 MiB).
+        host_bytes: hard limit of the host arena, >= 4 MiB. directory, nvme_bytes: the NVMe tier, a path or up to seven that chunks are
+        striped over, and the hard limit of all; without a directory the store is memory only. directory_bytes: the limit of each, else they
+        share evenly. rank_count: ranks that fill each slot, 1..64. max_payload_bytes: largest chunk, all ranks (0: 64 MiB).
         region_bytes: 0 chooses from nvme_bytes. io_engine: auto | io_uring | threads. cache_policy: LRU | LFU | FIFO | MRU.
         fail_when_locked: raise Locked when another process owns the directory after lock_wait_s, instead of running without NVMe.
         promotion_*, request_ttl_s: defaults of requests; budget 0: half of host_bytes. numa_nodes: where the arena's memory comes
         from: one node (while it has memory), several in turn, or the kernel's choice. hugetlb: the arena must be of reserved huge
         pages; ResourceExhausted says how many to reserve. False: huge pages where they can be had.
+        nvme_free_floor_bytes: never taken of a file system. nvme_daily_bytes: hard limit of writes within 24 hours (0: the file systems'
+        size). admission: auto | always | second_touch. verify: off | nvme | all. write_deadline_s: a chunk that waited longer for its
+        write is given up. (lmcn/store.hpp says more.)
         Raises InvalidArgument, ResourceExhausted, Unavailable, Locked, FormatVersion, IoError.
         """
 

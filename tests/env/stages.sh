@@ -153,3 +153,8 @@ demo() {
 bench_ttft() {
   with_engine benchmarks/vllm/ttft.py "$@"
 }
+
+bench_writes() {
+  build_cpp bench
+  .build/bench/benchmarks/write_amplification "$@"
+}

@@ -6,12 +6,13 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lmcache_native import config
-from lmcache_native.config import GIB, NativeConfig, check_machine, resolve
+from lmcache_native.config import GIB, UNLIMITED, NativeConfig, check_machine, resolve
 from lmcache_native.errors import InvalidArgument
 from lmcache_native.logging import get_logger
 
@@ -259,22 +260,33 @@ def test_directories_on_one_file_system_share_its_size(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="GiB in all"):
         check_machine(NativeConfig(host_bytes=GIB, directories=both, nvme_bytes=total + 2))
     # Of three engines two are in `a` and one in `b`: everything fits exactly.
-    check_machine(NativeConfig(host_bytes=GIB, directories=both, nvme_bytes=total - total % 3, data_parallel_engines=3))
+    check_machine(
+        NativeConfig(host_bytes=GIB, directories=both, nvme_bytes=total - total % 3, data_parallel_engines=3, striped=False)
+    )
+    check_machine(NativeConfig(host_bytes=GIB, directories=both, nvme_bytes=total))
 
 
 def test_engines_divide_the_limit() -> None:
     whole = NativeConfig(host_bytes=GIB, directories=(Path("/kv"),), nvme_bytes=10 * GIB)
-    assert config.engine_directory(whole, 1) == Path("/kv/vllm-dp1")
+    assert config.engine_directories(whole, 1) == (Path("/kv/vllm-dp1"),)
     assert config.engine_nvme_bytes(whole, 4) * 4 <= whole.nvme_bytes
-    assert config.engine_directory(NativeConfig(host_bytes=GIB), 0) is None
+    assert config.engine_directories(NativeConfig(host_bytes=GIB), 0) == ()
+    assert config.engine_daily_bytes(whole, 4) == 0
+    assert config.engine_daily_bytes(replace(whole, nvme_daily_bytes=GIB), 4) == GIB // 4
+    assert config.engine_daily_bytes(replace(whole, nvme_daily_bytes=UNLIMITED), 4) == UNLIMITED
+
+
+def test_engines_stripe_over_all_directories() -> None:
+    several = NativeConfig(host_bytes=GIB, directories=(Path("/a"), Path("/b")), nvme_bytes=GIB)
+    assert config.engine_directories(several, 1) == (Path("/a/vllm-dp1"), Path("/b/vllm-dp1"))
 
 
 def test_engines_take_directories_in_turn() -> None:
-    several = NativeConfig(host_bytes=GIB, directories=(Path("/a"), Path("/b")), nvme_bytes=GIB)
+    several = NativeConfig(host_bytes=GIB, directories=(Path("/a"), Path("/b")), nvme_bytes=GIB, striped=False)
     assert several.directory == Path("/a")
     assert NativeConfig(host_bytes=GIB).directory is None
-    found = [config.engine_directory(several, i) for i in range(3)]
-    assert found == [Path("/a/vllm-dp0"), Path("/b/vllm-dp1"), Path("/a/vllm-dp2")]
+    found = [config.engine_directories(several, i) for i in range(3)]
+    assert found == [(Path("/a/vllm-dp0"),), (Path("/b/vllm-dp1"),), (Path("/a/vllm-dp2"),)]
 
 
 def test_available_memory_is_some_of_what_there_is() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lmcache_native.config import GIB, NativeConfig, Profile, machine, resolve
+from lmcache_native.config import GIB, UNLIMITED, NativeConfig, Profile, machine, resolve
 from lmcache_native.config.sources import TABLE
 from lmcache_native.config.table import Kind, Place
 from lmcache_native.errors import InvalidArgument, Unsupported
@@ -279,6 +279,27 @@ def test_several_directories(value: object) -> None:
     assert lmcache(local_disk=value, max_local_disk_size=1).directories == (Path("/a"), Path("/b"))
 
 
+def test_writes_to_nvme() -> None:
+    nvme = {"local_disk": "/kv", "max_local_disk_size": 1}
+    assert lmcache(**nvme).nvme_daily_bytes == 0
+    assert lmcache(**nvme, local_disk_daily_writes=2).nvme_daily_bytes == 2 * GIB
+    assert lmcache(**nvme, local_disk_daily_writes="Unlimited").nvme_daily_bytes == UNLIMITED
+    for value in (0, -1, "much", 1e20):
+        assert "unlimited" in wrong(**nvme, local_disk_daily_writes=value)
+    found = lmcache(**nvme, local_disk_admission="second_touch", verify="all", local_disk_min_free=3, local_disk_write_deadline=2)
+    assert (found.admission, found.verify, found.nvme_free_floor_bytes, found.write_deadline_s) == (
+        "second_touch",
+        "all",
+        3 * GIB,
+        2,
+    )
+    assert "second_touch" in wrong(**nvme, local_disk_admission="never")
+    assert "off, nvme, all" in wrong(**nvme, verify="yes")
+    assert lmcache(**nvme).striped
+    assert not lmcache(**nvme, local_disk_path_sharding="by_engine").striped
+    assert "by_engine" in wrong(**nvme, local_disk_path_sharding="by_rank")
+
+
 def test_quotes_left_in_the_environment() -> None:
     environ = {"LMCACHE_LOCAL_DISK": '"file:///local/kv/"', "LMCACHE_MAX_LOCAL_DISK_SIZE": "'5'"}
     assert lmcache(environ).directory == Path("/local/kv")
@@ -286,7 +307,7 @@ def test_quotes_left_in_the_environment() -> None:
 
 def test_sharding_knows_by_gpu_only() -> None:
     lmcache(local_disk_path_sharding="by_gpu", **DISK)
-    assert "local_disk_path_sharding='by_rank' (kv_connector_extra_config): must be one of by_gpu" in wrong(
+    assert "local_disk_path_sharding='by_rank' (kv_connector_extra_config): must be one of by_gpu, by_engine" in wrong(
         local_disk_path_sharding="by_rank"
     )
 

@@ -22,16 +22,16 @@ constexpr auto kBehind = std::chrono::seconds(1);
 
 }  // namespace
 
-void StoreCore::mark_dirty(EntryId id) {
+void StoreCore::mark_dirty(EntryId id, bool again) {
   Entry& entry = index.entry(id);
   const SlotRecord& record = slots[entry.host_slot];
   entry.flags = static_cast<std::uint8_t>(entry.flags | kDirty);
-  dirty_queue.push_back({entry.host_slot, record.slot.generation, Clock::now()});
+  dirty_queue.push_back({entry.host_slot, record.slot.generation, Clock::now(), again});
   dirty_bytes += record.slot.bytes;
 }
 
 // mu held. `touched`: used since it was stored, or stored before.
-bool StoreCore::offer_to_nvme(EntryId id, bool touched) {
+bool StoreCore::offer_to_nvme(EntryId id, bool touched, bool again) {
   if (!log || !nvme_ready()) return false;
   const Entry& entry = index.entry(id);
   if (on_nvme(entry) || (entry.flags & (kDirty | kWriting)) != 0) return false;
@@ -44,7 +44,7 @@ bool StoreCore::offer_to_nvme(EntryId id, bool touched) {
   };
   switch (admission->decide(entry.key, offer)) {
     case Admitted::kYes:
-      mark_dirty(id);
+      mark_dirty(id, again);
       return true;
     case Admitted::kFirstTouch:
       ++(offer.device_behind ? counters.refused_device_behind : counters.refused_first_touch);
@@ -149,7 +149,7 @@ bool StoreCore::demote_next(std::unique_lock<std::mutex>& lock) {
     lock.unlock();
     const std::uint64_t bytes = image_bytes(slot_header(at)->payload_bytes);
     const auto done = [this, item, id, epoch](const Status& status, Extent extent) {
-      finish_demotion(item.slot, id, epoch, status, extent);
+      finish_demotion(item, id, epoch, status, extent);
     };
     Status appended = log->append(at, bytes, id, done);
     if (appended.code() == Code::kResourceExhausted && log->maintain().ok()) appended = log->append(at, bytes, id, done);
@@ -158,7 +158,7 @@ bool StoreCore::demote_next(std::unique_lock<std::mutex>& lock) {
       return put_back(lock, item, id, epoch, appended);
     }
     log_full_since = {};
-    if (!appended.ok()) finish_demotion(item.slot, id, epoch, appended, Extent{});
+    if (!appended.ok()) finish_demotion(item, id, epoch, appended, Extent{});
     lock.lock();
     return true;
   }
@@ -173,7 +173,7 @@ bool StoreCore::put_back(std::unique_lock<std::mutex>& lock, const DirtyItem& it
   const bool current = epoch == clear_epoch && slots[item.slot].entry == id;
   if (!current || now - log_full_since > kFullPatience) {
     lock.unlock();
-    finish_demotion(item.slot, id, epoch, why, Extent{});
+    finish_demotion(item, id, epoch, why, Extent{});
     lock.lock();
     return true;
   }
@@ -184,11 +184,11 @@ bool StoreCore::put_back(std::unique_lock<std::mutex>& lock, const DirtyItem& it
   return false;
 }
 
-void StoreCore::finish_demotion(SlotId slot, EntryId id, std::uint64_t epoch, const Status& status, Extent extent) {
+void StoreCore::finish_demotion(const DirtyItem& item, EntryId id, std::uint64_t epoch, const Status& status, Extent extent) {
   {
     std::lock_guard lock(mu);
     --demotions_in_flight;
-    SlotRecord& record = slots[slot];  // pinned: still this generation
+    SlotRecord& record = slots[item.slot];  // pinned: still this generation
     const bool current = epoch == clear_epoch;
     if (current) dirty_bytes -= record.slot.bytes;
     if (!status.ok() && status.code() != Code::kAborted) {
@@ -203,12 +203,16 @@ void StoreCore::finish_demotion(SlotId slot, EntryId id, std::uint64_t epoch, co
         entry.hits = 0;
         ++counters.demoted_chunks;
         counters.demoted_bytes += record.slot.bytes;
+        if (item.again) {
+          ++counters.reappended_chunks;
+          counters.reappended_bytes += record.slot.bytes;
+        }
         log_changed = true;
       }
     } else if (status.ok() && current) {
       log->forget(extent);
     }
-    unpin(slot);
+    unpin(item.slot);
   }
   keeper_cv.notify_one();
 }

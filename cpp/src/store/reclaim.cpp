@@ -5,11 +5,6 @@
 #include "store/store_core.hpp"
 
 namespace lmcn {
-namespace {
-
-constexpr double kReappendShare = 0.15;  // of a reclaimed region's bytes: bounds the log's write amplification to 1 / (1 - share)
-
-}  // namespace
 
 // mu held. Those of a region's chunks that were used since they were written, most used first, up to the share.
 std::vector<EntryId> StoreCore::worth_keeping(std::uint32_t region, std::span<const std::uint32_t> cookies) const {
@@ -21,7 +16,7 @@ std::vector<EntryId> StoreCore::worth_keeping(std::uint32_t region, std::span<co
     if (index.entry(id).hits != 0) used.push_back(id);
   }
   std::stable_sort(used.begin(), used.end(), [&](EntryId a, EntryId b) { return index.entry(a).hits > index.entry(b).hits; });
-  auto room = static_cast<std::uint64_t>(kReappendShare * static_cast<double>(region_bytes));
+  auto room = static_cast<std::uint64_t>(reappend_share * static_cast<double>(region_bytes));
   std::erase_if(used, [&](EntryId id) {
     const std::uint64_t bytes = std::uint64_t{index.entry(id).extent.pages} * kPageBytes;
     if (bytes > room) return true;
@@ -70,7 +65,7 @@ void StoreCore::on_reclaim(std::uint32_t region, std::span<const std::uint32_t> 
     ++counters.reclaimed_chunks;
   }
   for (const EntryId id : kept) {
-    if (index.entry(id).host == HostState::kReady && offer_to_nvme(id, true)) ++counters.reappended_chunks;
+    if (index.entry(id).host == HostState::kReady) static_cast<void>(offer_to_nvme(id, true, true));
   }
   for (const EntryId id : cookies) {
     if (index.live(id) && !index.entry(id).extent.valid()) erase_if_nowhere(id);

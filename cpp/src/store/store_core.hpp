@@ -127,16 +127,17 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
     SlotId slot;
     std::uint32_t generation;
     Clock::time_point since;
+    bool again = false;  // its record was reclaimed
   };
-  void mark_dirty(EntryId id);                   // mu held
-  bool offer_to_nvme(EntryId id, bool touched);  // mu held; true: the keeper has work
-  std::uint64_t max_demotions() const;           // mu held
+  void mark_dirty(EntryId id, bool again = false);                   // mu held
+  bool offer_to_nvme(EntryId id, bool touched, bool again = false);  // mu held; true: the keeper has work
+  std::uint64_t max_demotions() const;                               // mu held
   void keeper_loop(std::stop_token stop);
   void tick(std::unique_lock<std::mutex>& lock);
   void clear_log(std::unique_lock<std::mutex>& lock);
   bool demote_next(std::unique_lock<std::mutex>& lock);
   bool put_back(std::unique_lock<std::mutex>& lock, const DirtyItem& item, EntryId id, std::uint64_t epoch, const Status& why);
-  void finish_demotion(SlotId slot, EntryId id, std::uint64_t epoch, const Status& status, Extent extent);
+  void finish_demotion(const DirtyItem& item, EntryId id, std::uint64_t epoch, const Status& status, Extent extent);
   Status flush(std::chrono::milliseconds deadline) override;
   Status write_checkpoint();
   void expire_requests();
@@ -157,6 +158,8 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   std::uint64_t promotion_budget_bytes = 0;  // default per request
   std::uint64_t request_pin_limit_bytes = 0;
   bool verify_all = false;  // options.verify
+  /// Of a reclaimed region's bytes, what may be written again. Bounds the write amplification to 1 / (1 - share). Before start().
+  double reappend_share = 0.15;
 
   // Destroyed in reverse order: threads first, then the log (its I/O writes into the arena), engine, rendezvous, arena.
   std::unique_ptr<HostArena> arena;

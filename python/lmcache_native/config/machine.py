@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from lmcache_native.config.values import GIB, NativeConfig
+from lmcache_native.config.values import GIB, UNLIMITED, NativeConfig
 from lmcache_native.errors import InvalidArgument
 
 _LIMIT_FILES = (
@@ -46,6 +46,8 @@ def _shares(config: NativeConfig) -> list[int]:
     places = len(config.directories)
     if places == 0:
         return []
+    if config.striped:
+        return [config.nvme_bytes // places] * places
     engines = config.data_parallel_engines or places
     share = engine_nvme_bytes(config, engines)
     return [share * len(range(i, engines, places)) for i in range(places)]
@@ -108,13 +110,19 @@ def _number_in(file: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def engine_directory(config: NativeConfig, engine_index: int) -> Path | None:
-    """The directory of one vLLM engine: it has one owner. Engines take the configured directories in turn."""
-    if not config.directories:
-        return None
-    return config.directories[engine_index % len(config.directories)] / f"vllm-dp{engine_index}"
+def engine_directories(config: NativeConfig, engine_index: int) -> tuple[Path, ...]:
+    """The directories of one vLLM engine: each has one owner."""
+    used = config.directories
+    if used and not config.striped:
+        used = (used[engine_index % len(used)],)
+    return tuple(directory / f"vllm-dp{engine_index}" for directory in used)
 
 
 def engine_nvme_bytes(config: NativeConfig, engines: int) -> int:
     """One engine's share of the limit of all."""
     return config.nvme_bytes // engines
+
+
+def engine_daily_bytes(config: NativeConfig, engines: int) -> int:
+    """One engine's share of the day's writes; 0 and UNLIMITED stay."""
+    return config.nvme_daily_bytes if config.nvme_daily_bytes in (0, UNLIMITED) else max(1, config.nvme_daily_bytes // engines)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from lmcache_native.config.table import BLOCK, TOKEN, Key, Kind, Place, Theme
 from lmcache_native.config.values import (
+    ADMISSIONS,
     HASH_ALGORITHMS,
     IO_ENGINES,
     LOAD_FAILURE_POLICIES,
+    VERIFY,
     Profile,
     byte_count,
+    daily_size,
     directories,
     flag,
     mapping,
@@ -23,6 +26,7 @@ from lmcache_native.config.values import (
     seconds_or_zero,
     size,
     size_or_zero,
+    striped,
     text,
     whole,
 )
@@ -74,19 +78,51 @@ HOST = (
 NVME = (
     Key(
         "local_disk", _D, Theme.NVME, "path, list, or text with commas", None,
-        "Directory of the NVMe tier; file:// is allowed. Each engine owns one below it (vllm-dp0, vllm-dp1, ...); with several "
-        "directories, engines take them in turn. Kept across restarts, unlike in LMCache.",
+        "Directory of the NVMe tier; file:// is allowed. Each engine owns one below it (vllm-dp0, vllm-dp1, ...). With several "
+        "directories, one per drive, chunks are striped over them and one that fails costs its chunks only. Kept across restarts, "
+        "unlike in LMCache.",
         directories, "directories", shown_default="none: host memory only",
     ),
     Key(
         "max_local_disk_size", _D, Theme.NVME, "number, GiB", 0.0,
-        "Hard limit on NVMe, required with local_disk. The total of all engines of the node; LMCache counts per rank.",
+        "Hard limit on NVMe, required with local_disk. The total of all engines of the node and of all directories, shared evenly; "
+        "LMCache counts per rank.",
         size_or_zero, "nvme_bytes", "GiB", shown_default="required with local_disk",
     ),
     Key(
-        "local_disk_path_sharding", _D, Theme.NVME, "by_gpu", "by_gpu",
-        "How several directories are used. Here engine i (not rank i) uses directory i modulo their number.",
-        one_of("by_gpu"),
+        "local_disk_path_sharding", _D, Theme.NVME, "by_gpu or by_engine", "by_gpu",
+        "How several directories are used. by_gpu: all by each engine, as LMCache's ranks together use all. by_engine: engine i "
+        "uses directory i modulo their number.",
+        striped, "striped",
+    ),
+    Key(
+        "local_disk_min_free", _D, Theme.NVME, "number, GiB", 0.25,
+        "Space of each file system that is never taken. Where less is free, regions are reused instead of added.",
+        reserve, "nvme_free_floor_bytes", "GiB",
+    ),
+    Key(
+        "local_disk_daily_writes", _D, Theme.NVME, "number, GiB, or unlimited", None,
+        "Hard limit on what is written to NVMe within 24 hours, over restarts: a drive wears out by it. The total of all "
+        "engines of the node.",
+        daily_size, "nvme_daily_bytes", "GiB", shown_default="what the file systems hold, once a day",
+    ),
+    Key(
+        "local_disk_admission", _D, Theme.NVME, "auto, always or second_touch", "auto",
+        "What is written to NVMe. auto: everything; once three quarters of the day's limit are written, or while writes wait "
+        "longer than a second, only what was stored or used before. always: everything within the limit. second_touch: only what "
+        "was stored or used before.",
+        one_of(*ADMISSIONS), "admission",
+    ),
+    Key(
+        "local_disk_write_deadline", _D, Theme.NVME, "number, s", 10.0,
+        "A chunk that waited so long for its write is given up: the device cannot keep up.",
+        seconds, "write_deadline_s",
+    ),
+    Key(
+        "verify", _D, Theme.NVME, "off, nvme or all", "nvme",
+        "What is checked before a request gets it. nvme: all that comes from NVMe. all: chunks in host memory too, which costs a "
+        "checksum over each. off: of records only their identity, not the payload; for measuring.",
+        one_of(*VERIFY), "verify",
     ),
     Key(
         "io_engine", _D, Theme.NVME, "auto, io_uring or threads", "auto",

@@ -19,6 +19,9 @@ ENV_PREFIX = "LMCACHE_"
 EXTRA_PREFIX = "lmcache."
 
 IO_ENGINES = ("auto", "io_uring", "threads")
+ADMISSIONS = ("auto", "always", "second_touch")
+VERIFY = ("off", "nvme", "all")
+UNLIMITED = (1 << 64) - 1
 LOAD_FAILURE_POLICIES = ("recompute", "fail")
 # What LMCache 0.5.6 and vLLM 0.32 together know.
 HASH_ALGORITHMS = ("builtin", "sha256", "sha256_cbor", "sha256_cbor_64bit", "xxhash", "xxhash_cbor", "blake3")
@@ -42,11 +45,17 @@ class NativeConfig:
     """Checked values, in base units. `directories` are the user's paths; each engine uses a directory of its own below one."""
 
     host_bytes: int
-    directories: tuple[Path, ...] = ()  # engines take them in turn
+    directories: tuple[Path, ...] = ()
+    striped: bool = True  # each engine uses all `directories`; else they take them in turn
     nvme_bytes: int = 0  # of all engines below all `directories` together
     chunk_tokens: int | None = None  # None: the engine's block
     cache_policy: str = "LRU"
     io_engine: str = "auto"
+    admission: str = "auto"
+    verify: str = "nvme"
+    nvme_daily_bytes: int = 0  # of all engines; 0: as much as the file systems hold; UNLIMITED
+    nvme_free_floor_bytes: int = 256 << 20
+    write_deadline_s: float = 10.0
     region_bytes: int = 0  # 0: the store chooses
     promotion_deadline_s: float = 10.0
     promotion_budget_bytes: int = 0  # per request; 0: half of host_bytes
@@ -142,6 +151,23 @@ def reserve(given: Given) -> int:
     if number < 0:
         raise given.wrong(right)
     return int(number * GIB)
+
+
+def daily_size(given: Given) -> int:
+    """GiB -> bytes."""
+    if isinstance(given.value, str) and given.value.strip().lower() == "unlimited":
+        return UNLIMITED
+    right = "a number of GiB greater than 0, or unlimited"
+    number = _number(given, right)
+    if number <= 0 or number * GIB >= UNLIMITED:
+        raise given.wrong(right)
+    return int(number * GIB)
+
+
+def striped(given: Given) -> bool:
+    if given.value not in ("by_gpu", "by_engine"):
+        raise given.wrong("one of by_gpu, by_engine")
+    return given.value == "by_gpu"
 
 
 def byte_count(given: Given) -> int:

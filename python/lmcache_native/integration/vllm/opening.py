@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcache_native import Store, build_info
-from lmcache_native.config import GIB, NativeConfig, engine_directory, engine_nvme_bytes
+from lmcache_native.config import GIB, NativeConfig, engine_daily_bytes, engine_directories, engine_nvme_bytes
 from lmcache_native.errors import InvalidArgument
 from lmcache_native.logging import get_logger
 
@@ -21,7 +21,7 @@ class StoreOpening:
         self._vllm_config = vllm_config
         self._config = config
         self._engines = engines_sharing(vllm_config, config)
-        self._directory = engine_directory(config, vllm_config.parallel_config.data_parallel_index)
+        self._directories = engine_directories(config, vllm_config.parallel_config.data_parallel_index)
 
     def open(self, rank_bytes: int) -> Store:
         """The store, served to the workers. `rank_bytes`: one rank's part of a chunk."""
@@ -36,8 +36,13 @@ class StoreOpening:
         try:
             store = Store(
                 host_bytes=config.host_bytes,
-                directory=self._directory,
+                directory=self._directories or None,
                 nvme_bytes=engine_nvme_bytes(config, self._engines),
+                nvme_daily_bytes=engine_daily_bytes(config, self._engines),
+                nvme_free_floor_bytes=config.nvme_free_floor_bytes,
+                admission=config.admission,
+                verify=config.verify,
+                write_deadline_s=config.write_deadline_s,
                 rank_count=world,
                 max_payload_bytes=payload_bytes,
                 region_bytes=config.region_bytes,
@@ -53,8 +58,8 @@ class StoreOpening:
             )
         except InvalidArgument as error:
             given = f"--kv-offloading-size {config.host_bytes / GIB:g}"
-            if self._directory is not None:
-                given += f", local_disk={self._directory}, max_local_disk_size={config.nvme_bytes / GIB:g}"
+            if self._directories:
+                given += f", local_disk={_listed(self._directories)}, max_local_disk_size={config.nvme_bytes / GIB:g}"
             raise InvalidArgument(f"{given}: {error}") from error
         store.serve(self._vllm_config.kv_transfer_config.engine_id, rank_bytes)
         return store
@@ -62,13 +67,13 @@ class StoreOpening:
     def log_start(self, store: Store, serving: str, chunk: str) -> None:
         config = self._config
         nvme = "no NVMe"
-        if self._directory is not None:
+        if self._directories:
             share = engine_nvme_bytes(config, self._engines) / GIB
             shared = f" (1/{self._engines} of {config.nvme_bytes / GIB:g})" if self._engines > 1 else ""
             state = (
                 f"{store.stats()['recovered_chunks']} chunks found, {store.io_engine_note}" if store.nvme_ready else "not in use"
             )
-            nvme = f"NVMe {self._directory} {share:g} GiB{shared}: {state}"
+            nvme = f"NVMe {_listed(self._directories)} {share:g} GiB{shared}: {state}"
         if config.instance_id is not None:
             serving += f" (instance {config.instance_id})"
         logger.info(
@@ -94,6 +99,10 @@ class StoreOpening:
                 "numa_mode auto: the GPUs' nodes cannot be found, host memory lies wherever the kernel puts it: %s", error
             )
             return []
+
+
+def _listed(directories: tuple[Path, ...]) -> str:
+    return ", ".join(map(str, directories))
 
 
 def _nodes_of_devices(vllm_config: Any) -> set[int]:
