@@ -1,0 +1,62 @@
+#include "witness_engine.hpp"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <vector>
+
+#include "nvme/format.hpp"
+
+namespace lmcn::crash {
+
+struct WitnessEngine::Flight final : io::CompletionSink {
+  Flight(WitnessEngine& e, const io::IoRequest& r) : engine(e), original(r) {}
+  void on_io(const io::IoResult& result) noexcept override {
+    const std::unique_ptr<Flight> self(this);
+    if (result.error == 0 && result.actual == result.expected) engine.note_written(original);
+    engine.count_event();
+    original.sink->on_io(result);
+  }
+  WitnessEngine& engine;
+  const io::IoRequest original;
+};
+
+void WitnessEngine::submit(std::span<const io::IoRequest> requests) {
+  std::vector<io::IoRequest> forwarded;
+  forwarded.reserve(requests.size());
+  for (const io::IoRequest& request : requests) {
+    note_header(request);
+    forwarded.push_back(request);
+    forwarded.back().sink = new Flight(*this, request);
+    count_event();
+  }
+  inner_->submit(forwarded);
+}
+
+void WitnessEngine::count_event() {
+  if (ledger_.events.fetch_add(1) + 1 == ledger_.kill_at) ::kill(::getpid(), SIGKILL);
+}
+
+void WitnessEngine::note_header(const io::IoRequest& request) {
+  if (request.op != io::Op::kWrite || request.fd != data_fd_ || request.bytes != kPageBytes || request.offset % kRegionBytes != 0) {
+    return;
+  }
+  nvme::RegionHeader header;
+  std::memcpy(static_cast<void*>(&header), request.data, sizeof header);
+  ledger_.region_sequence[request.offset / kRegionBytes % kMaxRegions] = header.sequence;
+}
+
+void WitnessEngine::note_written(const io::IoRequest& request) {
+  if (request.op != io::Op::kWrite || request.fd != data_fd_) return;
+  const std::uint64_t region = request.offset / kRegionBytes % kMaxRegions;
+  if (const SlotHeader& header = *slot_header(request.data); header.magic == kSlotMagic) {
+    ledger_.whole[region][request.offset % kRegionBytes / kPageBytes] = header.region_sequence;
+    return;
+  }
+  nvme::FooterTrailer trailer;
+  std::memcpy(&trailer, request.data + request.bytes - sizeof trailer, sizeof trailer);
+  if (trailer.magic == nvme::kFooterMagic) ledger_.sealed_sequence[region] = trailer.sequence;
+}
+
+}  // namespace lmcn::crash
