@@ -15,7 +15,7 @@ struct WitnessEngine::Flight final : io::CompletionSink {
   void on_io(const io::IoResult& result) noexcept override {
     const std::unique_ptr<Flight> self(this);
     if (result.error == 0 && result.actual == result.expected) engine.note_written(original);
-    engine.count_event();
+    if (engine.count_event()) ::kill(::getpid(), SIGKILL);
     original.sink->on_io(result);
   }
   WitnessEngine& engine;
@@ -29,13 +29,23 @@ void WitnessEngine::submit(std::span<const io::IoRequest> requests) {
     note_header(request);
     forwarded.push_back(request);
     forwarded.back().sink = new Flight(*this, request);
-    count_event();
+    if (count_event()) die_during(request);
   }
   inner_->submit(forwarded);
 }
 
-void WitnessEngine::count_event() {
-  if (ledger_.events.fetch_add(1) + 1 == ledger_.kill_at) ::kill(::getpid(), SIGKILL);
+bool WitnessEngine::count_event() {
+  return ledger_.events.fetch_add(1) + 1 == ledger_.kill_at;
+}
+
+// A process can die when a part of its write is done.
+void WitnessEngine::die_during(const io::IoRequest& request) {
+  if (request.op == io::Op::kWrite) {
+    const std::uint64_t pages = ledger_.kill_at * 31 % (request.bytes / kPageBytes + 1);
+    // Whether it succeeds does not matter: this is the last thing that happens.
+    [[maybe_unused]] const ssize_t n = ::pwrite(request.fd, request.data, pages * kPageBytes, static_cast<off_t>(request.offset));
+  }
+  ::kill(::getpid(), SIGKILL);
 }
 
 void WitnessEngine::note_header(const io::IoRequest& request) {

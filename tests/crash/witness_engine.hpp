@@ -9,7 +9,7 @@
 
 namespace lmcn::crash {
 
-/// SIGKILL of this process at event ledger.kill_at. Thread-safe.
+/// SIGKILL of this process at event ledger.kill_at; in the middle of the write if that event is one. Thread-safe.
 class WitnessEngine final : public io::IoEngine {
  public:
   WitnessEngine(std::unique_ptr<io::IoEngine> inner, Ledger& ledger) : ledger_(ledger), inner_(std::move(inner)) {}
@@ -25,7 +25,8 @@ class WitnessEngine final : public io::IoEngine {
 
  private:
   struct Flight;
-  void count_event();
+  bool count_event();  // true: the process must die here
+  void die_during(const io::IoRequest& request);
   void note_header(const io::IoRequest& request);
   void note_written(const io::IoRequest& request);
 

@@ -135,7 +135,7 @@ crash() {
   local test
   quietly cmake --preset release
   quietly cmake --build --preset release -j "$JOBS" --target crash_test
-  for test in kill; do .build/release/tests/crash/crash_test "$test" "$@"; done
+  for test in kill power-cut; do .build/release/tests/crash/crash_test "$test" "$@"; done
 }
 
 bench() {
