@@ -15,6 +15,8 @@ namespace lmcn::crash {
 namespace {
 
 constexpr std::uint64_t kSectorBytes = 512;
+constexpr std::uint64_t kWordBytes = 8;      // finer than devices tear, for headers, whose fields lie in one sector
+constexpr std::uint64_t kFieldsBytes = 128;  // where those fields are
 constexpr const char* kSmallFiles[] = {"superblock", "index.ckpt"};
 
 [[noreturn]] void fail(const std::string& what) {
@@ -184,9 +186,12 @@ void SimulatedDevice::cut_power(const std::filesystem::path& to, Random& random)
       const std::uint64_t dice = random.below(16);
       std::uint64_t bytes = page_bytes;
       std::uint64_t skip = 0;
-      if (dice < (taste == 0 ? 1u : taste == 1 ? 13u : 6u)) continue;
-      if (dice == 15) bytes = random.below(page_bytes / kSectorBytes + 1) * kSectorBytes;
-      if (dice == 14) skip = random.below(page_bytes / kSectorBytes + 1) * kSectorBytes;
+      if (dice < (taste == 0 ? 1u : taste == 1 ? 12u : 6u)) continue;
+      if (dice >= 13) {
+        const std::uint64_t unit = random.one_in(2) ? kSectorBytes : kWordBytes;
+        const std::uint64_t torn_at = random.below((unit == kWordBytes ? kFieldsBytes : page_bytes) / unit + 1) * unit;
+        (random.one_in(2) ? bytes : skip) = std::min(torn_at, page_bytes);
+      }
       if (write.offset + at + page_bytes > image.size()) break;  // beyond the end that survived
       std::copy_n(write.bytes.begin() + static_cast<std::ptrdiff_t>(at + skip), bytes - std::min(bytes, skip),
                   image.begin() + static_cast<std::ptrdiff_t>(write.offset + at + skip));

@@ -46,7 +46,7 @@ class SimulatedDevice final : public io::IoEngine {
   void settle_small_files();
 
   /// The directory as it may look after the power went just now, made at `to`: each write that is not durable is there, absent or
-  /// torn (at 512 bytes within a page), page by page; the file's end and each small file are old or new.
+  /// torn within, page by page; the file's end and each small file are old or new.
   void cut_power(const std::filesystem::path& to, Random& random) const;
 
   /// Called before each request is queued and after each is done: the moments at which the power may go.
