@@ -1,9 +1,9 @@
 # `make test` and `make demo` are the two commands; each sets up what it needs (Debian 12, root or sudo the first time).
 .DEFAULT_GOAL := help
 STAGE := bash -c 'set -euo pipefail; source tests/env/stages.sh; "$$@"' make
-export DEMO_ARGS BENCH_ARGS
+export DEMO_ARGS BENCH_ARGS CRASH_ARGS
 
-.PHONY: help test test-quick test-tsan lint format build wheel bench bench-ttft bench-writes gpu-check demo tools clean
+.PHONY: help test test-quick test-tsan crash lint format build wheel bench bench-ttft bench-writes gpu-check demo tools clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -16,6 +16,9 @@ test-quick: ## the same without sanitizers and without an engine
 
 test-tsan: ## the C++ tests under ThreadSanitizer
 	@tests/env/test.sh tsan
+
+crash: tools ## kill a writing store 1,000 times, then power cuts; all that is found must be right (CRASH_ARGS="--rounds N --seed S --json")
+	@$(STAGE) crash $(CRASH_ARGS)
 
 lint: ## clang-format, ruff, mypy, shellcheck
 	@tests/env/test.sh lint

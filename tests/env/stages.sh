@@ -130,6 +130,14 @@ gpu_check() {
   return $code
 }
 
+# crash [ARGUMENTS...]: the crash tests at length. Arguments go to each of them.
+crash() {
+  local test
+  quietly cmake --preset release
+  quietly cmake --build --preset release -j "$JOBS" --target crash_test
+  for test in kill power-cut; do .build/release/tests/crash/crash_test "$test" "$@"; done
+}
+
 bench() {
   build_cpp bench
   local program
