@@ -206,6 +206,7 @@ void StoreCore::on_reclaim(std::uint32_t region, std::span<const std::uint32_t> 
 }
 
 Status StoreCore::flush(std::chrono::milliseconds deadline) {
+  if (inherited()) return inherited_status();
   const Clock::time_point until = Clock::now() + deadline;
   std::unique_lock lock(mu);
   if (!log) return Status();
