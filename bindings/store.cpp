@@ -36,7 +36,7 @@ void open(StoreObject* self, std::uint64_t host_bytes, std::optional<std::filesy
           std::uint32_t rank_count, std::uint64_t max_payload_bytes, std::uint64_t region_bytes, std::string io_engine,
           std::string cache_policy, bool fail_when_locked, double lock_wait_s, unsigned populate_threads,
           double promotion_deadline_s, std::uint64_t promotion_budget_bytes, double request_ttl_s, nb::handle numa_nodes,
-          bool hugetlb) {
+          bool hugetlb, double nvme_io_timeout_s, bool allow_network_file_system) {
   StoreOptions options;
   options.host_bytes = host_bytes;
   if (directory) options.directory = directory->string();
@@ -54,6 +54,8 @@ void open(StoreObject* self, std::uint64_t host_bytes, std::optional<std::filesy
   options.request_ttl = milliseconds(request_ttl_s, "request_ttl_s");
   options.numa_nodes = integers<std::int32_t>(numa_nodes, "numa_nodes");
   options.hugetlb = hugetlb;
+  options.nvme_io_timeout = milliseconds(nvme_io_timeout_s, "nvme_io_timeout_s");
+  options.allow_network_file_system = allow_network_file_system;
 
   auto opened = [&] {
     nb::gil_scoped_release release;
@@ -263,13 +265,14 @@ void init_store(nb::module_& module) {
       nb::arg("cache_policy") = "LRU", nb::arg("fail_when_locked") = false, nb::arg("lock_wait_s") = 10.0,
       nb::arg("populate_threads") = 2, nb::arg("promotion_deadline_s") = 10.0, nb::arg("promotion_budget_bytes") = 0,
       nb::arg("request_ttl_s") = 30.0, nb::arg("numa_nodes").none() = nb::make_tuple(), nb::arg("hugetlb") = false,
+      nb::arg("nvme_io_timeout_s") = 30.0, nb::arg("allow_network_file_system") = false,
       nb::sig("def __init__(self, *, host_bytes: int, directory: str | os.PathLike[str] | None = None, nvme_bytes: int = 0, "
               "rank_count: int = 1, max_payload_bytes: int = 0, region_bytes: int = 0, io_engine: str = 'auto', "
               "cache_policy: str = 'LRU', "
               "fail_when_locked: bool = False, lock_wait_s: float = 10.0, populate_threads: int = 2, promotion_deadline_s: "
               "float = 10.0, "
               "promotion_budget_bytes: int = 0, request_ttl_s: float = 30.0, numa_nodes: lmcache_native._types.IntArray = (), "
-              "hugetlb: bool = False) -> None"),
+              "hugetlb: bool = False, nvme_io_timeout_s: float = 30.0, allow_network_file_system: bool = False) -> None"),
       "host_bytes: hard limit of the host arena, >= 4 MiB. directory, nvme_bytes: the NVMe tier and its hard limit; without "
       "a directory the\n"
       "store is memory only. rank_count: ranks that fill each slot, 1..64. max_payload_bytes: largest chunk, all ranks (0: "
@@ -279,6 +282,8 @@ void init_store(nb::module_& module) {
       "promotion_*, request_ttl_s: defaults of requests; budget 0: half of host_bytes. numa_nodes: where the arena's memory comes\n"
       "from: one node (while it has memory), several in turn, or the kernel's choice. hugetlb: the arena must be of reserved huge\n"
       "pages; ResourceExhausted says how many to reserve. False: huge pages where they can be had.\n"
+      "nvme_io_timeout_s: a device that answers nothing for so long is quarantined. allow_network_file_system: directory may be on\n"
+      "NFS, SMB, Ceph, AFS, Lustre or GPFS, where neither the lock nor what was synced is sure to hold.\n"
       "Raises InvalidArgument, ResourceExhausted, Unavailable, Locked, FormatVersion, IoError.");
   define_data_path(store);
   define_control(store);

@@ -400,7 +400,7 @@ class Store:
     A chunk can be looked up only after commit() found every rank's part filled.
     """
 
-    def __init__(self, *, host_bytes: int, directory: str | os.PathLike[str] | None = None, nvme_bytes: int = 0, rank_count: int = 1, max_payload_bytes: int = 0, region_bytes: int = 0, io_engine: str = 'auto', cache_policy: str = 'LRU', fail_when_locked: bool = False, lock_wait_s: float = 10.0, populate_threads: int = 2, promotion_deadline_s: float = 10.0, promotion_budget_bytes: int = 0, request_ttl_s: float = 30.0, numa_nodes: lmcache_native._types.IntArray = (), hugetlb: bool = False) -> None:
+    def __init__(self, *, host_bytes: int, directory: str | os.PathLike[str] | None = None, nvme_bytes: int = 0, rank_count: int = 1, max_payload_bytes: int = 0, region_bytes: int = 0, io_engine: str = 'auto', cache_policy: str = 'LRU', fail_when_locked: bool = False, lock_wait_s: float = 10.0, populate_threads: int = 2, promotion_deadline_s: float = 10.0, promotion_budget_bytes: int = 0, request_ttl_s: float = 30.0, numa_nodes: lmcache_native._types.IntArray = (), hugetlb: bool = False, nvme_io_timeout_s: float = 30.0, allow_network_file_system: bool = False) -> None:
         """
         host_bytes: hard limit of the host arena, >= 4 MiB. directory, nvme_bytes: the NVMe tier and its hard limit; without a directory the
         store is memory only. rank_count: ranks that fill each slot, 1..64. max_payload_bytes: largest chunk, all ranks (0: 64 MiB).
@@ -409,6 +409,8 @@ class Store:
         promotion_*, request_ttl_s: defaults of requests; budget 0: half of host_bytes. numa_nodes: where the arena's memory comes
         from: one node (while it has memory), several in turn, or the kernel's choice. hugetlb: the arena must be of reserved huge
         pages; ResourceExhausted says how many to reserve. False: huge pages where they can be had.
+        nvme_io_timeout_s: a device that answers nothing for so long is quarantined. allow_network_file_system: directory may be on
+        NFS, SMB, Ceph, AFS, Lustre or GPFS, where neither the lock nor what was synced is sure to hold.
         Raises InvalidArgument, ResourceExhausted, Unavailable, Locked, FormatVersion, IoError.
         """
 
