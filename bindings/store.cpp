@@ -53,7 +53,7 @@ void open(StoreObject* self, std::uint64_t host_bytes, nb::handle directory, std
           bool fail_when_locked, double lock_wait_s, unsigned populate_threads, double promotion_deadline_s,
           std::uint64_t promotion_budget_bytes, double request_ttl_s, nb::handle numa_nodes, bool hugetlb,
           nb::handle directory_bytes, std::uint64_t nvme_free_floor_bytes, std::uint64_t nvme_daily_bytes, std::string admission,
-          std::string verify, double write_deadline_s) {
+          std::string verify, double write_deadline_s, double nvme_io_timeout_s, bool allow_network_file_system) {
   StoreOptions options;
   options.host_bytes = host_bytes;
   options.directories = directories(directory);
@@ -77,6 +77,8 @@ void open(StoreObject* self, std::uint64_t host_bytes, nb::handle directory, std
   options.request_ttl = milliseconds(request_ttl_s, "request_ttl_s");
   options.numa_nodes = integers<std::int32_t>(numa_nodes, "numa_nodes");
   options.hugetlb = hugetlb;
+  options.nvme_io_timeout = milliseconds(nvme_io_timeout_s, "nvme_io_timeout_s");
+  options.allow_network_file_system = allow_network_file_system;
 
   auto opened = [&] {
     nb::gil_scoped_release release;
@@ -288,7 +290,7 @@ void init_store(nb::module_& module) {
       nb::arg("request_ttl_s") = 30.0, nb::arg("numa_nodes").none() = nb::make_tuple(), nb::arg("hugetlb") = false,
       nb::arg("directory_bytes").none() = nb::make_tuple(), nb::arg("nvme_free_floor_bytes") = StoreOptions{}.nvme_free_floor_bytes,
       nb::arg("nvme_daily_bytes") = 0, nb::arg("admission") = "auto", nb::arg("verify") = "nvme",
-      nb::arg("write_deadline_s") = 10.0,
+      nb::arg("write_deadline_s") = 10.0, nb::arg("nvme_io_timeout_s") = 30.0, nb::arg("allow_network_file_system") = false,
       nb::sig(
           "def __init__(self, *, host_bytes: int, directory: lmcache_native._types.Directories = None, nvme_bytes: int = 0, "
           "rank_count: int = 1, max_payload_bytes: int = 0, region_bytes: int = 0, io_engine: str = 'auto', "
@@ -297,7 +299,8 @@ void init_store(nb::module_& module) {
           "float = 10.0, "
           "promotion_budget_bytes: int = 0, request_ttl_s: float = 30.0, numa_nodes: lmcache_native._types.IntArray = (), "
           "hugetlb: bool = False, directory_bytes: lmcache_native._types.IntArray = (), nvme_free_floor_bytes: int = 268435456, "
-          "nvme_daily_bytes: int = 0, admission: str = 'auto', verify: str = 'nvme', write_deadline_s: float = 10.0) -> None"),
+          "nvme_daily_bytes: int = 0, admission: str = 'auto', verify: str = 'nvme', write_deadline_s: float = 10.0, "
+          "nvme_io_timeout_s: float = 30.0, allow_network_file_system: bool = False) -> None"),
       "host_bytes: hard limit of the host arena, >= 4 MiB. directory, nvme_bytes: the NVMe tier, a path or up to seven that "
       "chunks are\n"
       "striped over, and the hard limit of all; without a directory the store is memory only. directory_bytes: the limit of each, "
@@ -314,6 +317,9 @@ void init_store(nb::module_& module) {
       "size). admission: auto | always | second_touch. verify: off | nvme | all. write_deadline_s: a chunk that waited longer for "
       "its\n"
       "write is given up. (lmcn/store.hpp says more.)\n"
+      "nvme_io_timeout_s: a device that answers nothing for so long is quarantined. allow_network_file_system: directory may be "
+      "on\n"
+      "NFS, SMB, Ceph, AFS, Lustre or GPFS, where neither the lock nor what was synced is sure to hold.\n"
       "Raises InvalidArgument, ResourceExhausted, Unavailable, Locked, FormatVersion, IoError.");
   define_data_path(store);
   define_control(store);

@@ -399,7 +399,7 @@ class Store:
     A chunk can be looked up only after commit() found every rank's part filled.
     """
 
-    def __init__(self, *, host_bytes: int, directory: lmcache_native._types.Directories = None, nvme_bytes: int = 0, rank_count: int = 1, max_payload_bytes: int = 0, region_bytes: int = 0, io_engine: str = 'auto', cache_policy: str = 'LRU', fail_when_locked: bool = False, lock_wait_s: float = 10.0, populate_threads: int = 2, promotion_deadline_s: float = 10.0, promotion_budget_bytes: int = 0, request_ttl_s: float = 30.0, numa_nodes: lmcache_native._types.IntArray = (), hugetlb: bool = False, directory_bytes: lmcache_native._types.IntArray = (), nvme_free_floor_bytes: int = 268435456, nvme_daily_bytes: int = 0, admission: str = 'auto', verify: str = 'nvme', write_deadline_s: float = 10.0) -> None:
+    def __init__(self, *, host_bytes: int, directory: lmcache_native._types.Directories = None, nvme_bytes: int = 0, rank_count: int = 1, max_payload_bytes: int = 0, region_bytes: int = 0, io_engine: str = 'auto', cache_policy: str = 'LRU', fail_when_locked: bool = False, lock_wait_s: float = 10.0, populate_threads: int = 2, promotion_deadline_s: float = 10.0, promotion_budget_bytes: int = 0, request_ttl_s: float = 30.0, numa_nodes: lmcache_native._types.IntArray = (), hugetlb: bool = False, directory_bytes: lmcache_native._types.IntArray = (), nvme_free_floor_bytes: int = 268435456, nvme_daily_bytes: int = 0, admission: str = 'auto', verify: str = 'nvme', write_deadline_s: float = 10.0, nvme_io_timeout_s: float = 30.0, allow_network_file_system: bool = False) -> None:
         """
         host_bytes: hard limit of the host arena, >= 4 MiB. directory, nvme_bytes: the NVMe tier, a path or up to seven that chunks are
         striped over, and the hard limit of all; without a directory the store is memory only. directory_bytes: the limit of each, else they
@@ -412,6 +412,8 @@ class Store:
         nvme_free_floor_bytes: never taken of a file system. nvme_daily_bytes: hard limit of writes within 24 hours (0: the file systems'
         size). admission: auto | always | second_touch. verify: off | nvme | all. write_deadline_s: a chunk that waited longer for its
         write is given up. (lmcn/store.hpp says more.)
+        nvme_io_timeout_s: a device that answers nothing for so long is quarantined. allow_network_file_system: directory may be on
+        NFS, SMB, Ceph, AFS, Lustre or GPFS, where neither the lock nor what was synced is sure to hold.
         Raises InvalidArgument, ResourceExhausted, Unavailable, Locked, FormatVersion, IoError.
         """
 

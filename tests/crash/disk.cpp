@@ -10,13 +10,14 @@
 #include <fstream>
 #include <system_error>
 
+#include "memory/unique_fd.hpp"
 #include "nvme/directory.hpp"
 #include "nvme/format.hpp"
 
 namespace lmcn::crash {
 namespace {
 
-using nvme::Fd;
+using Fd = UniqueFd;
 
 // False: the file ends before.
 template <class Page>

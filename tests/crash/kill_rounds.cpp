@@ -14,6 +14,7 @@
 
 #include "chunks.hpp"
 #include "kill_store.hpp"
+#include "memory/unique_fd.hpp"
 #include "nvme/directory.hpp"
 #include "store/store_core.hpp"
 
@@ -110,8 +111,8 @@ class KillRounds {
   bool kill_a_child(ChildPlan plan, std::uint64_t kill_after_us) {
     int ends[2];
     if (::pipe2(ends, O_CLOEXEC) != 0) throw std::system_error(errno, std::generic_category(), "pipe2");
-    const nvme::Fd ours(ends[0]);
-    nvme::Fd childs(ends[1]);
+    const UniqueFd ours(ends[0]);
+    UniqueFd childs(ends[1]);
     plan.ready_fd = ends[1];
     const pid_t child = ::fork();
     if (child < 0) throw std::system_error(errno, std::generic_category(), "fork");

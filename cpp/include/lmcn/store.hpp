@@ -5,6 +5,10 @@
 // for I/O; the methods that can wait take a deadline. Two-phase publish: a chunk can be looked up only after commit() found
 // every rank's (generation, ok) word in its slot. Leases are RAII: while one lives its slots are neither evicted nor reused.
 // Leases and requests must be destroyed before the store.
+//
+// fork(): the store stays with the parent. In a child it can only be destroyed (nothing happens then) or closed (likewise); all
+// else is refused or a miss. The child keeps neither the directory's lock nor the socket, but it does keep the arena's memory
+// while it lives. A child that execs keeps nothing.
 #pragma once
 
 #include <chrono>
@@ -51,6 +55,11 @@ struct StoreOptions {
   std::string cache_policy = "LRU";
   bool fail_when_locked = false;  // false: run without NVMe, nvme_warning() says why
   std::chrono::milliseconds lock_wait{10'000};
+  /// A device that answers nothing for so long is quarantined: what is on NVMe is a miss from then on. Memory that its I/O may
+  /// still write to stays pinned until it answers.
+  std::chrono::milliseconds nvme_io_timeout{30'000};
+  /// false: NFS, SMB, Ceph, AFS, Lustre and GPFS are refused (kInvalidArgument), as neither their locks nor their syncs are sure.
+  bool allow_network_file_system = false;
   unsigned populate_threads = 2;
   /// NUMA nodes the arena's pages come from. Empty: the kernel's choice. One: that node while it has memory, else another
   /// (MPOL_PREFERRED: with MPOL_BIND a full node would kill the process). Several: they take turns (MPOL_INTERLEAVE).

@@ -18,6 +18,7 @@
 #include "attach/rendezvous.hpp"
 #include "attach/rendezvous_wire.hpp"
 #include "attach/runtime_directory.hpp"
+#include "base/fork_guard.hpp"
 #include "memory/arena_mapping.hpp"
 #include "memory/slot_image.hpp"
 
@@ -92,8 +93,8 @@ void remove_all_stale(int directory, const std::string& path) {
   }
 }
 
-Result<UniqueFd> bind_and_listen(const std::string& path) {
-  UniqueFd socket = wire::seqpacket_socket();
+Result<ProcessFd> bind_and_listen(const std::string& path) {
+  ProcessFd socket = ProcessFd::opened([] { return wire::seqpacket_socket().release(); });
   if (!socket.valid()) return Status::from_errno(errno, "socket");
   if (::fchmod(socket.get(), 0600) != 0)
     return Status::from_errno(errno, "fchmod of the socket for " + path);  // bind() takes it over
@@ -124,7 +125,7 @@ Status check_arguments(int memfd, const ArenaHandle& handle) {
 // One worker's connection. It ends with its socket or with its process, whichever comes first: a child that the worker forked may
 // hold the socket for long.
 struct Connection {
-  UniqueFd socket;
+  ProcessFd socket;
   UniqueFd process;  // pidfd; invalid where the kernel has or allows none
   pid_t pid = 0;
   bool attached = false;
@@ -135,7 +136,7 @@ struct Connection {
 struct Prepared {
   std::string path;
   UniqueFd directory;
-  UniqueFd listener;
+  ProcessFd listener;
   UniqueFd wake;
   struct stat file{};  // the socket file, so that only our own is ever removed
 };
@@ -274,7 +275,8 @@ class SocketOwner final : public RendezvousOwner {
 
   void accept_all() {
     for (;;) {
-      UniqueFd socket(::accept4(prepared_.listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+      ProcessFd socket = ProcessFd::opened(
+          [this] { return ::accept4(prepared_.listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK); });
       if (!socket.valid()) {
         if (errno == EINTR || errno == ECONNABORTED) continue;
         // Anything but an empty queue (no free descriptor, no memory) would come back at once, for as long as it lasts.
@@ -286,7 +288,7 @@ class SocketOwner final : public RendezvousOwner {
     }
   }
 
-  void accept(UniqueFd socket) {
+  void accept(ProcessFd socket) {
     const auto peer = wire::peer_of(socket.get());
     if (!peer.ok()) return;
     Status status;

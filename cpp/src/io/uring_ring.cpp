@@ -6,6 +6,8 @@
 #include <cassert>
 #include <numeric>
 
+#include "base/fork_guard.hpp"
+
 namespace lmcn::io {
 namespace {
 
@@ -34,6 +36,12 @@ Status UringRing::open(unsigned in_flight) {
   open_ = true;
   LMCN_RETURN_IF_ERROR(check_operations());
   LMCN_RETURN_IF_ERROR(no_op_round());
+  // A child that inherited the ring would keep it, and all that is registered with it, after we died.
+  {
+    const fork_guard::Hold hold;
+    fork_guard::add(hold, ring_.ring_fd);
+  }
+  io_uring_ring_dontfork(&ring_);  // where it fails the child keeps the memory, no more
   io_uring_register_ring_fd(&ring_);  // saves a descriptor look-up per call where the kernel can (5.18); optional
   has_buffer_table_ = io_uring_register_buffers_sparse(&ring_, kBufferTable) == 0;
   has_file_table_ = io_uring_register_files_sparse(&ring_, kFileTable) == 0;
@@ -93,6 +101,8 @@ void UringRing::close() noexcept {
   // The kernel would do this too, but some time after the descriptor is closed.
   if (has_file_table_) io_uring_unregister_files(&ring_);
   if (has_buffer_table_) io_uring_unregister_buffers(&ring_);
+  const fork_guard::Hold hold;
+  fork_guard::remove(hold, ring_.ring_fd);
   io_uring_queue_exit(&ring_);
   open_ = false;
 }

@@ -84,8 +84,8 @@ Status Log::checkpoint(const EntrySource& entries) {
   // I4: no entry for a record that a power loss could take.
   LMCN_RETURN_IF_ERROR(sync_now());
 
-  Result<FileReplacement> file = FileReplacement::create(*directory_, engine_, "index.ckpt");
-  if (!file.ok()) return file.status();
+  Result<FileReplacement> file = FileReplacement::create(*directory_, engine_, "index.ckpt", &in_flight_);
+  if (!file.ok()) return lose_checkpoint(file.status());
   const std::uint64_t allowance = checkpoint_allowance();
   BodyWriter body(*file, [&](std::uint64_t bytes) -> Status {
     if (bytes + old_bytes > allowance && old_bytes != 0) {
@@ -121,16 +121,18 @@ Status Log::checkpoint(const EntrySource& entries) {
   seal_page(header);
   if (status.ok()) status = file->write_at(0, std::as_bytes(std::span(&header, 1)));
   if (status.ok()) status = file->commit();
-  if (!status.ok()) {
-    if (status.code() != Code::kResourceExhausted) counters_.write_errors.fetch_add(1, std::memory_order_relaxed);
-    // Regions have their space: a full file system alone does not end writing.
-    if (status.sys_errno() == EIO || status.sys_errno() == EROFS) quarantine(status);
-    return status;
-  }
+  if (!status.ok()) return lose_checkpoint(std::move(status));
   written_.add(body.file_bytes());
   std::lock_guard lock(mutex_);
   checkpoint_bytes_ = body.file_bytes();
   return {};
+}
+
+// Regions have their space: neither a full file system nor a directory that was deleted ends writing.
+Status Log::lose_checkpoint(Status why) {
+  if (why.code() != Code::kResourceExhausted) counters_.write_errors.fetch_add(1, std::memory_order_relaxed);
+  if (why.sys_errno() == EIO || why.sys_errno() == EROFS) quarantine(why);
+  return why;
 }
 
 std::optional<Log::LoadedCheckpoint> Log::load_checkpoint() {

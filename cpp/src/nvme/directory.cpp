@@ -48,26 +48,37 @@ std::string lock_owner(int fd) {
 
 }  // namespace
 
-Fd& Fd::operator=(Fd&& other) noexcept {
-  if (this != &other) {
-    reset();
-    fd_ = other.fd_;
-    other.fd_ = -1;
+std::atomic<int (*)(int fd, struct statfs* found)> fstatfs_call{::fstatfs};
+
+const char* network_file_system(std::uint64_t f_type) noexcept {
+  switch (f_type & 0xFFFFFFFFu) {  // the type is signed on some machines
+    case 0x6969:
+      return "NFS";
+    case 0x517B:
+    case 0xFF534D42:
+    case 0xFE534D42:
+      return "SMB/CIFS";
+    case 0x00C36400:
+      return "Ceph";
+    case 0x5346414F:
+    case 0x6B414653:
+      return "AFS";
+    case 0x0BD00BD0:
+      return "Lustre";
+    case 0x47504653:
+      return "GPFS";
+    default:
+      return nullptr;
   }
-  return *this;
 }
 
-void Fd::reset() noexcept {
-  if (fd_ >= 0) ::close(fd_);
-  fd_ = -1;
-}
-
-Result<std::unique_ptr<Directory>> Directory::open(const std::string& path, std::chrono::milliseconds lock_wait) {
+Result<std::unique_ptr<Directory>> Directory::open(const std::string& path, std::chrono::milliseconds lock_wait,
+                                                   bool allow_network) {
   if (path.empty()) return Status(Code::kInvalidArgument, "store directory: empty path");
   std::string name = path;
   while (name.size() > 1 && name.back() == '/') name.pop_back();  // "link/" would be followed
   LMCN_RETURN_IF_ERROR(make_directories(name));
-  Fd fd(::open(name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  Fd fd = Fd::opened([&] { return ::open(name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC); });
   if (!fd.valid()) {
     const int error = errno;
     struct stat found{};
@@ -76,6 +87,13 @@ Result<std::unique_ptr<Directory>> Directory::open(const std::string& path, std:
     }
     if (error == ENOTDIR) return Status(Code::kInvalidArgument, "store directory " + name + " is not a directory");
     return Status::from_errno(error, "cannot open the store directory " + name);
+  }
+  struct statfs file_system{};
+  if (fstatfs_call.load()(fd.get(), &file_system) != 0) return Status::from_errno(errno, "statfs " + name);
+  if (const char* kind = network_file_system(static_cast<std::uint64_t>(file_system.f_type)); kind != nullptr && !allow_network) {
+    return Status(Code::kInvalidArgument, "store directory " + name + " is on a network file system (" + kind +
+                                              "): name one on a local disk, or set allow_network_file_system "
+                                              "(local_disk_allow_network in a configuration)");
   }
   struct stat found{};
   if (::fstat(fd.get(), &found) != 0) return Status::from_errno(errno, "fstat " + name);
@@ -120,13 +138,13 @@ Directory::~Directory() {
 }
 
 void Directory::unlock() noexcept {
-  // Explicitly: a child forked meanwhile holds the same open file description.
+  // Explicitly: a child made by clone() would hold the same open file description.
   if (lock_.valid()) ::flock(lock_.get(), LOCK_UN);
   lock_.reset();
 }
 
 Result<Fd> Directory::open_file(const std::string& name, int flags) const {
-  Fd fd(::openat(fd_.get(), name.c_str(), flags | O_NOFOLLOW | O_CLOEXEC, 0600));
+  Fd fd = Fd::opened([&] { return ::openat(fd_.get(), name.c_str(), flags | O_NOFOLLOW | O_CLOEXEC, 0600); });
   if (!fd.valid()) {
     const int error = errno;
     if (error == ENOENT) return Status::from_errno(error, "open " + path_of(name), Code::kNotFound);
@@ -169,34 +187,42 @@ Result<std::uint64_t> Directory::free_bytes() const {
   return std::uint64_t{found.f_bavail} * found.f_frsize;
 }
 
-Result<FileReplacement> FileReplacement::create(const Directory& directory, io::IoEngine& engine, std::string name) {
+Result<FileReplacement> FileReplacement::create(const Directory& directory, io::IoEngine& engine, std::string name,
+                                                InFlight* in_flight) {
+  const InFlight::Scope scope(in_flight, InFlight::Lane::kDirect);
   LMCN_RETURN_IF_ERROR(directory.remove(name + ".tmp"));
   Result<Fd> fd = directory.open_file(name + ".tmp", O_RDWR | O_CREAT | O_EXCL);
   if (!fd.ok()) return fd.status();
-  return FileReplacement(directory, engine, std::move(name), std::move(fd).value());
+  return FileReplacement(directory, engine, std::move(name), in_flight, std::move(fd).value());
 }
 
 FileReplacement::~FileReplacement() {
   if (!fd_.valid()) return;
+  const InFlight::Scope scope(in_flight_, InFlight::Lane::kDirect);
   // open() removes leftovers too; nothing more can be done here.
   static_cast<void>(directory_->remove(name_ + ".tmp"));
+}
+
+io::IoResult FileReplacement::run(io::IoRequest request) {
+  const InFlight::Scope scope(in_flight_, InFlight::Lane::kWrite);
+  request.fd = fd_.get();
+  return io::run_sync(*engine_, request);
 }
 
 Status FileReplacement::write_at(std::uint64_t offset, std::span<const std::byte> bytes) {
   io::IoRequest request;
   request.op = io::Op::kWrite;
-  request.fd = fd_.get();
   request.data = const_cast<std::byte*>(bytes.data());
   request.bytes = bytes.size();
   request.offset = offset;
-  return io::run_sync(*engine_, request).status("write " + directory_->path_of(name_ + ".tmp"));
+  return run(request).status("write " + directory_->path_of(name_ + ".tmp"));
 }
 
 Status FileReplacement::commit() {
   io::IoRequest request;
   request.op = io::Op::kSync;
-  request.fd = fd_.get();
-  LMCN_RETURN_IF_ERROR(io::run_sync(*engine_, request).status("fdatasync " + directory_->path_of(name_ + ".tmp")));
+  LMCN_RETURN_IF_ERROR(run(request).status("fdatasync " + directory_->path_of(name_ + ".tmp")));
+  const InFlight::Scope scope(in_flight_, InFlight::Lane::kDirect);
   LMCN_RETURN_IF_ERROR(directory_->rename(name_ + ".tmp", name_));
   fd_.reset();
   return directory_->sync();
@@ -226,10 +252,10 @@ Result<std::optional<Superblock>> load_superblock(const Directory& directory, io
   return std::optional<Superblock>(superblock);
 }
 
-Status store_superblock(const Directory& directory, io::IoEngine& engine, Superblock& superblock) {
+Status store_superblock(const Directory& directory, io::IoEngine& engine, Superblock& superblock, InFlight* in_flight) {
   superblock.magic = kSuperblockMagic;
   seal_page(superblock);
-  Result<FileReplacement> file = FileReplacement::create(directory, engine, "superblock");
+  Result<FileReplacement> file = FileReplacement::create(directory, engine, "superblock", in_flight);
   if (!file.ok()) return file.status();
   LMCN_RETURN_IF_ERROR(file->write_at(0, std::as_bytes(std::span(&superblock, 1))));
   return file->commit();

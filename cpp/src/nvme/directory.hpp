@@ -1,6 +1,9 @@
 // The store's private directory: who may use it, who owns it, and how small files in it are replaced.
 #pragma once
 
+#include <sys/statfs.h>
+
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -8,34 +11,30 @@
 #include <span>
 #include <string>
 
+#include "base/fork_guard.hpp"
 #include "io/io_engine.hpp"
 #include "lmcn/status.hpp"
 #include "nvme/format.hpp"
+#include "nvme/in_flight.hpp"
 
 namespace lmcn::nvme {
 
-/// Owns a descriptor.
-class Fd {
- public:
-  Fd() = default;
-  explicit Fd(int fd) : fd_(fd) {}
-  Fd(Fd&& other) noexcept : fd_(other.fd_) { other.fd_ = -1; }
-  Fd& operator=(Fd&& other) noexcept;
-  ~Fd() { reset(); }
-  int get() const noexcept { return fd_; }
-  bool valid() const noexcept { return fd_ >= 0; }
-  void reset() noexcept;
+/// Files of a store are open in its process only, never in a child that it forks.
+using Fd = ProcessFd;
 
- private:
-  int fd_ = -1;
-};
+/// "NFS", "SMB/CIFS", ... for a statfs f_type that is a network file system's; nullptr for all others.
+const char* network_file_system(std::uint64_t f_type) noexcept;
+/// fstatfs(); tests put another in its place.
+extern std::atomic<int (*)(int fd, struct statfs* found)> fstatfs_call;
 
 /// Holds the directory and its lock from open() to the destructor. All files are reached through its descriptor.
 class Directory {
  public:
   /// Makes the directory (0700, parents too) when absent. kInvalidArgument: not a directory, a symbolic link, another user's,
-  /// or open to others. kLocked: after `lock_wait`, with the owner's pid.
-  static Result<std::unique_ptr<Directory>> open(const std::string& path, std::chrono::milliseconds lock_wait);
+  /// open to others, or on a network file system (where neither the lock nor what was synced is sure to hold) unless
+  /// `allow_network`. kLocked: after `lock_wait`, with the owner's pid.
+  static Result<std::unique_ptr<Directory>> open(const std::string& path, std::chrono::milliseconds lock_wait,
+                                                 bool allow_network = false);
   ~Directory();
   /// Lets another process have it; nothing may be written afterwards.
   void unlock() noexcept;
@@ -64,17 +63,21 @@ class Directory {
 /// destructor removes the .tmp file.
 class FileReplacement {
  public:
-  static Result<FileReplacement> create(const Directory& directory, io::IoEngine& engine, std::string name);
+  /// Each operation counts in `in_flight` (may be null), which must outlive this.
+  static Result<FileReplacement> create(const Directory& directory, io::IoEngine& engine, std::string name,
+                                        InFlight* in_flight = nullptr);
   FileReplacement(FileReplacement&& other) noexcept = default;
   ~FileReplacement();
   Status write_at(std::uint64_t offset, std::span<const std::byte> bytes);
   Status commit();
 
  private:
-  FileReplacement(const Directory& directory, io::IoEngine& engine, std::string name, Fd fd)
-      : directory_(&directory), engine_(&engine), name_(std::move(name)), fd_(std::move(fd)) {}
+  FileReplacement(const Directory& directory, io::IoEngine& engine, std::string name, InFlight* in_flight, Fd fd)
+      : directory_(&directory), engine_(&engine), in_flight_(in_flight), name_(std::move(name)), fd_(std::move(fd)) {}
+  io::IoResult run(io::IoRequest request);
   const Directory* directory_;
   io::IoEngine* engine_;
+  InFlight* in_flight_;
   std::string name_;
   Fd fd_;  // invalid after commit()
 };
@@ -82,6 +85,6 @@ class FileReplacement {
 /// nullopt: there is none yet. kFormatVersion: another version (nothing was changed). kCorruption: not a whole superblock.
 Result<std::optional<Superblock>> load_superblock(const Directory& directory, io::IoEngine& engine);
 /// Fills format and checksum, then replaces the file durably.
-Status store_superblock(const Directory& directory, io::IoEngine& engine, Superblock& superblock);
+Status store_superblock(const Directory& directory, io::IoEngine& engine, Superblock& superblock, InFlight* in_flight = nullptr);
 
 }  // namespace lmcn::nvme

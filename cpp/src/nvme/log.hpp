@@ -30,6 +30,7 @@
 #include "nvme/directory.hpp"
 #include "nvme/format.hpp"
 #include "nvme/geometry.hpp"
+#include "nvme/in_flight.hpp"
 #include "nvme/region_log.hpp"
 #include "nvme/write_window.hpp"
 
@@ -80,19 +81,6 @@ struct Region {
   std::uint64_t last_record_sequence = 0;
 };
 
-/// Counts I/O under way.
-class InFlight {
- public:
-  void enter();
-  void leave();
-  void wait_zero();
-
- private:
-  std::mutex mutex_;
-  std::condition_variable zero_;
-  std::uint64_t count_ = 0;
-};
-
 class Log final : public RegionLog {
  public:
   Log(const LogOptions& options, io::IoEngine& engine, LogClient& client, std::unique_ptr<Directory> directory,
@@ -116,6 +104,7 @@ class Log final : public RegionLog {
   bool quarantined() const noexcept override { return quarantined_.load(std::memory_order_acquire); }
   std::uint32_t lost_paths() const noexcept override { return quarantined() ? 1 : 0; }
   std::string quarantine_reason() const override;
+  void check_deadlines() override;
   std::vector<std::string> notes() const override;
 
   // --- reclaim.cpp
@@ -200,6 +189,7 @@ class Log final : public RegionLog {
 
   // --- checkpoint.cpp
   std::optional<LoadedCheckpoint> load_checkpoint();
+  Status lose_checkpoint(Status why);
   std::uint64_t checkpoint_allowance() const;  // bytes that checkpoints may take, old and new together
 
   const LogOptions options_;
@@ -214,6 +204,7 @@ class Log final : public RegionLog {
 
   InFlight in_flight_;
   WriteWindow written_;
+  std::chrono::steady_clock::time_point last_check_{};  // thread of check_deadlines() only
   std::atomic<bool> quarantined_{false};
   std::atomic<bool> closed_{false};
   std::atomic<bool> dirty_{false};  // writes completed since the last fdatasync was submitted

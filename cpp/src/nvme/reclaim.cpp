@@ -142,6 +142,7 @@ bool Log::prepare_one(bool may_take_sealed) {
 bool Log::try_allocate(std::uint32_t region) {
   const auto now = std::chrono::steady_clock::now();
   if (now < next_allocation_) return false;
+  const InFlight::Scope scope(&in_flight_, InFlight::Lane::kDirect);
   const Result<std::uint64_t> free = directory_->free_bytes();
   Status status = free.status();
   if (status.ok() && *free < geometry_.region_bytes + options_.free_space_floor_bytes) {

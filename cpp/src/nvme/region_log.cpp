@@ -12,6 +12,7 @@ namespace lmcn::nvme {
 namespace {
 
 constexpr std::uint64_t kFailedReadsToQuarantine = 8;  // in a row: a device that is gone, not a bad sector
+constexpr std::chrono::seconds kMostBetweenChecks{5};  // more: this process was stopped, or had no CPU
 
 // The device or the file system will not take more; any other failure is of one write.
 bool ends_writing(int error) {
@@ -42,39 +43,29 @@ Status new_superblock(const LogOptions& options, const Geometry& geometry, Super
 
 }  // namespace
 
-void InFlight::enter() {
-  std::lock_guard lock(mutex_);
-  ++count_;
-}
-void InFlight::leave() {
-  std::lock_guard lock(mutex_);
-  if (--count_ == 0) zero_.notify_all();
-}
-void InFlight::wait_zero() {
-  std::unique_lock lock(mutex_);
-  zero_.wait(lock, [this] { return count_ == 0; });
-}
-
 /// One request: runs `then` on its completion and deletes itself.
 class Log::IoOp final : public io::CompletionSink {
  public:
-  IoOp(Log& log, Completion then) : log_(log), then_(std::move(then)) {}
+  IoOp(Log& log, InFlight::Ticket ticket, Completion then) : log_(log), ticket_(ticket), then_(std::move(then)) {}
   void on_io(const io::IoResult& result) noexcept override {
     Log& log = log_;
+    const InFlight::Ticket ticket = ticket_;
     {
       const std::unique_ptr<IoOp> self(this);
       then_(result);
     }
-    log.in_flight_.leave();
+    log.in_flight_.leave(ticket);
   }
 
  private:
   Log& log_;
+  const InFlight::Ticket ticket_;
   Completion then_;
 };
 
 Result<std::unique_ptr<RegionLog>> RegionLog::open(const LogOptions& options, io::IoEngine& engine, LogClient& client) {
-  Result<std::unique_ptr<Directory>> opened = Directory::open(options.directory, options.lock_wait);
+  Result<std::unique_ptr<Directory>> opened =
+      Directory::open(options.directory, options.lock_wait, options.allow_network_file_system);
   if (!opened.ok()) return opened.status();
   std::unique_ptr<Directory> directory = std::move(opened).value();
   Result<std::optional<Superblock>> found = load_superblock(*directory, engine);
@@ -129,14 +120,14 @@ Log::~Log() {
 }
 
 void Log::submit(io::Op op, std::byte* data, std::uint64_t bytes, std::uint64_t offset, Completion then) {
-  in_flight_.enter();
+  const InFlight::Ticket ticket = in_flight_.enter(op == io::Op::kRead ? InFlight::Lane::kRead : InFlight::Lane::kWrite);
   io::IoRequest request;
   request.op = op;
   request.fd = data_.fd();
   request.data = data;
   request.bytes = bytes;
   request.offset = offset;
-  request.sink = new IoOp(*this, std::move(then));
+  request.sink = new IoOp(*this, ticket, std::move(then));
   if (op == io::Op::kWrite) written_.add(bytes);
   engine_.submit(std::span(&request, 1));
 }
@@ -157,6 +148,7 @@ Status Log::sync_now() {
   request.op = io::Op::kSync;
   request.fd = data_.fd();
   dirty_.store(false, std::memory_order_relaxed);
+  const InFlight::Scope scope(&in_flight_, InFlight::Lane::kWrite);
   return count_sync(io::run_sync(engine_, request));
 }
 
@@ -176,6 +168,17 @@ void Log::quarantine(const Status& reason) {
 std::string Log::quarantine_reason() const {
   std::lock_guard lock(mutex_);
   return quarantine_reason_;
+}
+
+void Log::check_deadlines() {
+  const auto now = std::chrono::steady_clock::now();
+  const bool late = last_check_ != decltype(last_check_){} && now - last_check_ > kMostBetweenChecks;
+  last_check_ = now;
+  if (late) in_flight_.excuse(now);
+  if (quarantined() || in_flight_.silence(now) < options_.io_timeout) return;
+  const std::int64_t ms = options_.io_timeout.count();
+  const std::string time = ms % 1000 == 0 ? std::to_string(ms / 1000) + " s" : std::to_string(ms) + " ms";
+  quarantine({Code::kDeadlineExceeded, "no answer for " + time + " from " + data_.path()});
 }
 
 void Log::count_write_failure(const Status& status) {
@@ -256,7 +259,7 @@ Status Log::clear() {
   Superblock raised = superblock_;
   ++raised.epoch;
   raised.sequence_floor = std::max(next_region_sequence_, next_record_sequence_);
-  const Status stored = store_superblock(*directory_, engine_, raised);
+  const Status stored = store_superblock(*directory_, engine_, raised, &in_flight_);
   if (!stored.ok()) {
     counters_.write_errors.fetch_add(1, std::memory_order_relaxed);
     quarantine(stored);

@@ -112,6 +112,11 @@ class StripedLog final : public RegionLog {
     return sum;
   }
 
+  void check_deadlines() override {
+    for (const Path& path : paths_) {
+      if (path.log) path.log->check_deadlines();
+    }
+  }
   std::uint64_t last_day_bytes() const override {
     std::uint64_t sum = 0;
     for (const Path& path : paths_) sum += path.log ? path.log->last_day_bytes() : 0;

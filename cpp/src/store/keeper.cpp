@@ -218,6 +218,7 @@ void StoreCore::finish_demotion(const DirtyItem& item, EntryId id, std::uint64_t
 }
 
 Status StoreCore::flush(std::chrono::milliseconds deadline) {
+  if (inherited()) return inherited_status();
   const Clock::time_point until = Clock::now() + deadline;
   std::unique_lock lock(mu);
   if (!log) return Status();

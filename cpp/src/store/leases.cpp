@@ -77,7 +77,7 @@ void ReadLease::release() noexcept {
 std::uint32_t StoreCore::end_write(WriteLease& lease, bool publish) {
   std::uint32_t published = 0;
   bool writes_behind = false;
-  {
+  if (!inherited()) {
     std::lock_guard lock(mu);
     for (const SlotId id : lease.slot_ids_) {
       SlotRecord& record = slots[id];
@@ -108,6 +108,7 @@ std::uint32_t StoreCore::end_write(WriteLease& lease, bool publish) {
   lease.positions_.clear();
   lease.slots_.clear();
   lease.slot_ids_.clear();
+  if (inherited()) return 0;
   promoted_cv.notify_all();  // acquire() may wait for what was being filled
   if (writes_behind) keeper_cv.notify_one();
   if (verify_all) promote_cv.notify_one();
@@ -115,7 +116,7 @@ std::uint32_t StoreCore::end_write(WriteLease& lease, bool publish) {
 }
 
 void StoreCore::end_read(ReadLease& lease) {
-  {
+  if (!inherited()) {
     std::lock_guard lock(mu);
     for (const SlotId id : lease.slot_ids_) unpin(id);
   }

@@ -64,6 +64,9 @@ Status check_options(const StoreOptions& o) {
   if (o.promotion_deadline.count() <= 0) {
     return bad("promotion_deadline", std::to_string(o.promotion_deadline.count()) + " ms", "must be positive");
   }
+  if (o.nvme_io_timeout.count() <= 0) {
+    return bad("nvme_io_timeout", std::to_string(o.nvme_io_timeout.count()) + " ms", "must be positive");
+  }
   LMCN_RETURN_IF_ERROR(check_numa_nodes(o.numa_nodes));
   if (o.request_ttl.count() <= 0) return bad("request_ttl", std::to_string(o.request_ttl.count()) + " ms", "must be positive");
   return io::parse_engine_kind(o.io_engine).status();
@@ -125,6 +128,8 @@ Status StoreCore::open_nvme() {
     paths[i].max_record_bytes = image_bytes(options.max_payload_bytes);
     paths[i].lock_wait = options.lock_wait;
     paths[i].free_space_floor_bytes = options.nvme_free_floor_bytes;
+    paths[i].io_timeout = options.nvme_io_timeout;
+    paths[i].allow_network_file_system = options.allow_network_file_system;
     paths[i].verify_payload = options.verify != "off";
   }
   auto opened = nvme::open_paths(paths, *engine, *this);
@@ -163,6 +168,7 @@ Status StoreCore::serve(const std::string& engine_id, std::uint64_t rank_bytes) 
                "times rank_count=" + std::to_string(options.rank_count) +
                    " must be 1..max_payload_bytes=" + std::to_string(options.max_payload_bytes));
   }
+  if (inherited()) return inherited_status();
   {
     std::lock_guard lock(mu);
     if (closed) return Status(Code::kUnavailable, "the store is closed");
@@ -196,7 +202,7 @@ void StoreCore::on_rank_gone(std::uint32_t rank) {
 }
 
 void StoreCore::job_not_started(std::uint32_t rank, std::span<const SlotRef> refs, bool load) {
-  if (rank >= options.rank_count) return;
+  if (rank >= options.rank_count || inherited()) return;
   std::unordered_map<std::uint64_t, std::uint32_t> generation_at;
   for (const SlotRef& ref : refs) generation_at.emplace(ref.offset, ref.generation);
   std::lock_guard lock(mu);
@@ -215,6 +221,7 @@ void StoreCore::job_not_started(std::uint32_t rank, std::span<const SlotRef> ref
 }
 
 Status StoreCore::close(std::chrono::milliseconds deadline) {
+  if (inherited()) return {};
   Status result;
   if (log && keeper.joinable()) result = flush(deadline);
   {
@@ -257,6 +264,16 @@ StoreCore::~StoreCore() {
   log.reset();                                        // waits for I/O under way, whose callbacks come here
   engine.reset();
   if (completion_event >= 0) ::close(completion_event);
+}
+
+void StoreCore::operator delete(StoreCore* store, std::destroying_delete_t) noexcept {
+  if (store->inherited()) return;
+  store->~StoreCore();
+  ::operator delete(store);
+}
+
+Status StoreCore::inherited_status() {
+  return {Code::kUnavailable, "the store belongs to the parent process, a forked child cannot use it"};
 }
 
 }  // namespace lmcn

@@ -2,6 +2,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "store/store_core.hpp"
 
 namespace lmcn {
@@ -22,10 +24,26 @@ SlotId StoreCore::start_promotion(EntryId id, const std::optional<NamespaceId>& 
   return slot;
 }
 
+// The only thread of the store that never waits for the device: it also watches over the device, and over what the keeper would
+// do if it did not wait.
 void StoreCore::promoter_loop(std::stop_token stop) {
+  const auto check_every = std::min<std::chrono::nanoseconds>(std::chrono::seconds(1), options.nvme_io_timeout / 2);
+  Clock::time_point next_check = Clock::now();
   std::unique_lock lock(mu);
   for (;;) {
-    promote_cv.wait(lock, [&] { return stop.stop_requested() || !promote_queue.empty(); });
+    promote_cv.wait_until(lock, next_check, [&] { return stop.stop_requested() || !promote_queue.empty(); });
+    if (const Clock::time_point now = Clock::now(); now >= next_check) {
+      next_check = now + check_every;
+      if (!log) continue;
+      lock.unlock();
+      log->check_deadlines();
+      lock.lock();
+      if (log->quarantined()) {
+        sweep_quarantine();
+        expire_requests();
+      }
+      if (promote_queue.empty() && !stop.stop_requested()) continue;
+    }
     if (promote_queue.empty()) return;  // what is queued is still read: its requests wait for it
     const Promotion promotion = promote_queue.front();
     promote_queue.pop_front();

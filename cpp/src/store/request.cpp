@@ -24,6 +24,7 @@ RequestImpl::RequestImpl(StoreCore& core, const NamespaceId& ns, const RequestOp
       budget_bytes_(options.promotion_budget_bytes != 0 ? options.promotion_budget_bytes : core.promotion_budget_bytes),
       deadline_(options.promotion_deadline.count() != 0 ? options.promotion_deadline : core.options.promotion_deadline),
       last_lookup_ns_(coarse_now_ns()) {
+  if (core_.inherited()) return;  // every lookup is a miss
   std::lock_guard lock(core_.mu);
   core_.requests.push_back(this);
 }
@@ -33,6 +34,7 @@ RequestImpl::~RequestImpl() {
 }
 
 void RequestImpl::end() {
+  if (core_.inherited()) return;
   std::lock_guard lock(core_.mu);
   if (ended_) return;
   ended_ = true;
@@ -81,7 +83,7 @@ Presence RequestImpl::lookup(const ChunkKey& key) {
 
 void RequestImpl::note_use() {
   last_lookup_ns_.store(coarse_now_ns());
-  if (expired_.load()) {
+  if (expired_.load() && !core_.inherited()) {
     std::lock_guard lock(core_.mu);  // the keeper may be dropping pins
     expired_.store(false);
   }
@@ -118,6 +120,7 @@ PrefixPresence RequestImpl::lookup_prefix(std::span<const ChunkKey> keys) {
 }
 
 Presence RequestImpl::answer_slow(Item& item) {
+  if (core_.inherited()) return Presence::kMiss;
   bool wake_promoter = false;
   Presence presence;
   {
@@ -276,6 +279,7 @@ SourceCount RequestImpl::count_sources(std::span<const ChunkKey> keys) {
 Result<ReadLease> RequestImpl::acquire(std::span<const ChunkKey> keys, bool for_worker) {
   ReadLease lease;
   bool writes_behind = false;
+  if (core_.inherited()) return StoreCore::inherited_status();
   std::lock_guard lock(core_.mu);
   if (core_.closed) return Status(Code::kUnavailable, "the store is closed");
   for (const ChunkKey& key : keys) {  // all or nothing

@@ -5,10 +5,11 @@
 namespace lmcn {
 
 bool StoreCore::nvme_ready() const noexcept {
-  return log != nullptr && !log->quarantined();
+  return log != nullptr && !inherited() && !log->quarantined();
 }
 
 std::string StoreCore::nvme_warning() const {
+  if (inherited()) return inherited_status().message();
   if (!open_warning.empty()) return open_warning;
   if (log && log->quarantined()) return "NVMe quarantined: " + log->quarantine_reason();
   if (log && log->lost_paths() != 0) {
@@ -19,11 +20,13 @@ std::string StoreCore::nvme_warning() const {
 }
 
 std::string StoreCore::io_engine_note() const {
+  if (inherited()) return {};
   std::lock_guard lock(mu);
   return engine_note;
 }
 
 StoreStats StoreCore::stats() const {
+  if (inherited()) return {};
   const ArenaStats arena_stats = arena->stats();
   const nvme::LogStats log_stats = log ? log->stats() : nvme::LogStats{};
   std::lock_guard lock(mu);

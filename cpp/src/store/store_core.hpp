@@ -15,12 +15,14 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "attach/rendezvous.hpp"
+#include "base/fork_guard.hpp"
 #include "index/chunk_index.hpp"
 #include "index/eviction_policy.hpp"
 #include "io/io_engine.hpp"
@@ -60,6 +62,12 @@ class RequestImpl;
 struct StoreCore final : public TieredStore, private nvme::LogClient {
   explicit StoreCore(const StoreOptions& o) : options(o) {}
   ~StoreCore() override;
+  /// In a forked child nothing is destroyed: the threads do not exist there, mu may be held by one of them for ever, and files,
+  /// socket and arena are the parent's.
+  static void operator delete(StoreCore* store, std::destroying_delete_t) noexcept;
+  /// Whether this is the copy in a forked child. Every public method then refuses or does nothing, without touching mu.
+  bool inherited() const noexcept { return fork_guard::forks() != forks_at_open; }
+  static Status inherited_status();
 
   // --- open.cpp
   Status start();
@@ -153,6 +161,7 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   StoreStats stats() const override;
 
   const StoreOptions options;
+  const std::uint64_t forks_at_open = fork_guard::forks();
   /// Set before start() by tests, to put a fault-injecting engine between log and device.
   std::function<std::unique_ptr<io::IoEngine>(std::unique_ptr<io::IoEngine>)> wrap_engine;
   std::uint64_t promotion_budget_bytes = 0;  // default per request

@@ -8,6 +8,7 @@ namespace lmcn {
 PrefixHit StoreCore::lookup(std::span<const ChunkKey> keys) const {
   constexpr std::size_t kAhead = 8;
   PrefixHit hit;
+  if (inherited()) return hit;
   std::lock_guard lock(mu);
   for (std::size_t i = 0; i < std::min(kAhead, keys.size()); ++i) index.prefetch(keys[i]);
   for (std::size_t i = 0; i < keys.size(); ++i) {
@@ -35,6 +36,7 @@ Result<WriteLease> StoreCore::reserve(const NamespaceId& ns, std::span<const Chu
                   "payload_bytes=" + std::to_string(payload_bytes) + ": must be 1.." + std::to_string(options.max_payload_bytes) +
                       " (max_payload_bytes of the store) and a multiple of rank_count=" + std::to_string(options.rank_count));
   }
+  if (inherited()) return inherited_status();
   WriteLease lease;
   lease.payload_bytes_ = payload_bytes;
   bool full = false;
@@ -98,6 +100,7 @@ std::unique_ptr<Request> StoreCore::begin_request(const NamespaceId& ns, const R
 
 Result<ReadLease> StoreCore::acquire(const NamespaceId& ns, std::span<const ChunkKey> keys, std::chrono::milliseconds deadline) {
   if (keys.empty()) return ReadLease();
+  if (inherited()) return inherited_status();
   const Clock::time_point until = Clock::now() + deadline;
   RequestImpl request(*this, ns, RequestOptions{.promotion_budget_bytes = options.host_bytes, .promotion_deadline = deadline});
   std::uint32_t ready = 0;
@@ -120,6 +123,7 @@ Result<ReadLease> StoreCore::acquire(const NamespaceId& ns, std::span<const Chun
 }
 
 void StoreCore::touch(std::span<const ChunkKey> keys) {
+  if (inherited()) return;
   std::lock_guard lock(mu);
   for (const ChunkKey& key : keys) {
     const EntryId id = index.find(key);
@@ -128,6 +132,7 @@ void StoreCore::touch(std::span<const ChunkKey> keys) {
 }
 
 bool StoreCore::erase(const ChunkKey& key) {
+  if (inherited()) return false;
   std::lock_guard lock(mu);
   const EntryId id = index.find(key);
   if (id == kNoEntry) return false;
@@ -140,6 +145,7 @@ bool StoreCore::erase(const ChunkKey& key) {
 }
 
 void StoreCore::clear() {
+  if (inherited()) return;
   {
     std::lock_guard lock(mu);
     ++clear_epoch;

@@ -145,6 +145,16 @@ NVME = (
         seconds_or_zero, "lock_wait_s",
     ),
     Key(
+        "local_disk_io_timeout", _D, Theme.NVME, "number, s", 30.0,
+        "A disk that answers nothing for so long is not used any more: what is on it is a miss until the engine is started anew.",
+        seconds, "nvme_io_timeout_s",
+    ),
+    Key(
+        "local_disk_allow_network", _D, Theme.NVME, "flag", False,
+        "Whether local_disk may be on NFS, SMB, Ceph, AFS, Lustre or GPFS. Neither locks nor syncs are sure to hold there.",
+        flag, "allow_network_file_system",
+    ),
+    Key(
         "data_parallel_engines", _D, Theme.NVME, "whole number", None,
         "Engines on this node that share max_local_disk_size. Needed only where vLLM does not say it itself.",
         whole(1, 4096), "data_parallel_engines", shown_default="vLLM's",

@@ -62,6 +62,8 @@ class NativeConfig:
     request_ttl_s: float = 30.0
     fail_when_locked: bool = False
     lock_wait_s: float = 10.0
+    nvme_io_timeout_s: float = 30.0
+    allow_network_file_system: bool = False
     copy_threads: int = 1
     model_fingerprint: str | None = None
     load_failure_policy: str = "recompute"

@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 
 #include <atomic>
@@ -183,8 +184,7 @@ TEST_F(Rendezvous, WhatKilledEnginesLeftIsRemovedByTheNextOwnerOfAnyId) {
   EXPECT_TRUE(attach("first", 0).ok());
 }
 
-// An owner died, a child that it had forked still holds its listening socket: connections succeed, nobody ever answers.
-TEST_F(Rendezvous, AListenerLeftInAForkedChildIsStale) {
+TEST_F(Rendezvous, AForkedChildKeepsNoListener) {
   int released[2];
   ASSERT_EQ(::pipe2(released, O_CLOEXEC), 0);
   const pid_t killed = run_in_child([&] {
@@ -195,6 +195,30 @@ TEST_F(Rendezvous, AListenerLeftInAForkedChildIsStale) {
       char byte;
       return ::read(released[0], &byte, 1) == 0 ? 0 : 1;  // until the test is over
     });
+    return orphan > 0 ? (::kill(::getpid(), SIGKILL), 1) : 3;
+  });
+  ::close(released[0]);
+  EXPECT_EQ(exit_status(killed), 128 + SIGKILL);
+  const UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  const wire::Address address = wire::address_of(scratch_.path() + "/run/engine.sock");
+  EXPECT_NE(::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address.sun), address.length), 0);
+  EXPECT_EQ(errno, ECONNREFUSED);
+  ::close(released[1]);
+}
+
+// An owner died, a child that it made by clone() itself still holds its listening socket: connections succeed, nobody ever answers.
+TEST_F(Rendezvous, AListenerLeftInAClonedChildIsStale) {
+  int released[2];
+  ASSERT_EQ(::pipe2(released, O_CLOEXEC), 0);
+  const pid_t killed = run_in_child([&] {
+    auto owner = listen("engine");
+    if (!owner.ok()) return 2;
+    const auto orphan = static_cast<pid_t>(::syscall(SYS_clone, SIGCHLD, nullptr, nullptr, nullptr, nullptr));
+    if (orphan == 0) {
+      ::close(released[1]);
+      char byte;
+      ::_exit(::read(released[0], &byte, 1) == 0 ? 0 : 1);  // until the test is over
+    }
     return orphan > 0 ? (::kill(::getpid(), SIGKILL), 1) : 3;
   });
   ::close(released[0]);

@@ -238,7 +238,7 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
     def get_stats(self) -> Any:
         if self._store is None or not self._stats.due():
             return None
-        return self._stats.report(self._store.stats())
+        return self._stats.report(self._store)
 
     def shutdown(self) -> None:
         for state in self._states:

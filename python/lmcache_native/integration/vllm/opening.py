@@ -50,6 +50,8 @@ class StoreOpening:
                 cache_policy=config.cache_policy,
                 fail_when_locked=config.fail_when_locked,
                 lock_wait_s=config.lock_wait_s,
+                nvme_io_timeout_s=config.nvme_io_timeout_s,
+                allow_network_file_system=config.allow_network_file_system,
                 promotion_deadline_s=config.promotion_deadline_s,
                 promotion_budget_bytes=config.promotion_budget_bytes,
                 request_ttl_s=config.request_ttl_s,

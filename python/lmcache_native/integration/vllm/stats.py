@@ -6,7 +6,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from lmcache_native import Store
 from lmcache_native.integration.vllm import compat
+from lmcache_native.logging import get_logger
+
+logger = get_logger(__name__)
 
 INTERVAL_S = 0.5
 
@@ -86,7 +90,11 @@ class StatsReporter:
         self._next_s = now + INTERVAL_S
         return True
 
-    def report(self, snapshot: Mapping[str, int]) -> Any:
+    def report(self, store: Store) -> Any:
+        """Also says once in the log when NVMe went out of use since the last call."""
+        snapshot = store.stats()
+        if snapshot["nvme_quarantined"] and not self._last.get("nvme_quarantined"):
+            logger.warning("%s; the engine goes on with host memory", store.nvme_warning)
         stats = compat.OffloadingConnectorStats()
         for tier, field in (("host", "hits_host"), ("nvme", "hits_nvme")):
             self._count(stats, _HITS, snapshot, field, (tier,))

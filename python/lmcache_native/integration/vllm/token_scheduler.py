@@ -501,7 +501,7 @@ class TokenScheduler:
         if self._closed or not self._stats.due():
             return None
         transfers, self._transfers = self._transfers, compat.OffloadingConnectorStats()
-        return self._stats.report(self.store.stats()).aggregate(transfers)
+        return self._stats.report(self.store).aggregate(transfers)
 
     def shutdown(self) -> None:
         if self._closed:
