@@ -141,7 +141,7 @@ void StoreCore::clear() {
     ++clear_epoch;
     pin_epoch.fetch_add(1, std::memory_order_acq_rel);
     index.clear();
-    policy = make_eviction_policy(options.cache_policy).value();  // the name was good at open()
+    policy = make_eviction_policy(options.cache_policy, index).value();  // the name was good at open()
     dirty_queue.clear();
     dirty_bytes = 0;
     for (SlotId id = 0; id < slots.size(); ++id) {
