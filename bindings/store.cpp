@@ -307,7 +307,7 @@ void init_store(nb::module_& module) {
       "else they\n"
       "share evenly. rank_count: ranks that fill each slot, 1..64. max_payload_bytes: largest chunk, all ranks (0: "
       "64 MiB).\n"
-      "region_bytes: 0 chooses from nvme_bytes. io_engine: auto | io_uring | threads. cache_policy: LRU | LFU | FIFO | MRU.\n"
+      "region_bytes: 0 chooses from nvme_bytes. io_engine: auto | io_uring | threads. cache_policy: LRU | S3FIFO | LFU | FIFO | MRU.\n"
       "fail_when_locked: raise Locked when another process owns the directory after lock_wait_s, instead of running without NVMe.\n"
       "promotion_*, request_ttl_s: defaults of requests; budget 0: half of host_bytes. numa_nodes: where the arena's memory comes\n"
       "from: one node (while it has memory), several in turn, or the kernel's choice. hugetlb: the arena must be of reserved huge\n"

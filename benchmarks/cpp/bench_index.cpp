@@ -82,7 +82,7 @@ BENCHMARK_CAPTURE(find_prefix, d, false, false, true)->Name("find/1000_of_1M/abs
 void replace_oldest(benchmark::State& state) {
   const std::vector<ChunkKey> keys = random_keys(2 * kEntries, 4);
   ChunkIndex index;
-  const auto policy = std::move(make_eviction_policy("LRU")).value();
+  const auto policy = std::move(make_eviction_policy("LRU", index)).value();
   for (std::size_t i = 0; i < kEntries; ++i) policy->insert(index.insert(keys[i]));
   std::size_t next = kEntries;
   for (auto _ : state) {

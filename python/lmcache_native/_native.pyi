@@ -404,7 +404,7 @@ class Store:
         host_bytes: hard limit of the host arena, >= 4 MiB. directory, nvme_bytes: the NVMe tier, a path or up to seven that chunks are
         striped over, and the hard limit of all; without a directory the store is memory only. directory_bytes: the limit of each, else they
         share evenly. rank_count: ranks that fill each slot, 1..64. max_payload_bytes: largest chunk, all ranks (0: 64 MiB).
-        region_bytes: 0 chooses from nvme_bytes. io_engine: auto | io_uring | threads. cache_policy: LRU | LFU | FIFO | MRU.
+        region_bytes: 0 chooses from nvme_bytes. io_engine: auto | io_uring | threads. cache_policy: LRU | S3FIFO | LFU | FIFO | MRU.
         fail_when_locked: raise Locked when another process owns the directory after lock_wait_s, instead of running without NVMe.
         promotion_*, request_ttl_s: defaults of requests; budget 0: half of host_bytes. numa_nodes: where the arena's memory comes
         from: one node (while it has memory), several in turn, or the kernel's choice. hugetlb: the arena must be of reserved huge

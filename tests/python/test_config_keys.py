@@ -329,8 +329,9 @@ def test_unknown_hash() -> None:
     assert "pre_caching_hash_algorithm='md5'" in wrong(pre_caching_hash_algorithm="md5")
 
 
-def test_cache_policy_reaches_the_store() -> None:
-    assert lmcache(cache_policy="LFU").cache_policy == "LFU"
+@pytest.mark.parametrize("name", ["LFU", "S3FIFO", "s3fifo"])
+def test_cache_policy_reaches_the_store(name: str) -> None:
+    assert lmcache(cache_policy=name).cache_policy == name
 
 
 # ---- loading ------------------------------------------------------------------------------------------------------------

@@ -134,7 +134,9 @@ def test_a_full_store_evicts_the_oldest(store: native.Store) -> None:
     assert stats["evicted_chunks"] > 0
 
 
-@pytest.mark.parametrize(("policy", "kept"), [("LRU", "hit"), ("lfu", "hit"), ("FIFO", "last"), ("MRU", "first")])
+@pytest.mark.parametrize(
+    ("policy", "kept"), [("LRU", "hit"), ("s3fifo", "hit"), ("lfu", "hit"), ("FIFO", "last"), ("MRU", "first")]
+)
 def test_what_a_full_store_keeps(make_store: StoreMaker, policy: str, kept: str) -> None:
     store = make_store(cache_policy=policy)
     data = bytes(MIB - 8192)
@@ -423,7 +425,7 @@ def test_stats_are_whole(store: native.Store) -> None:
         ({"rank_count": 0}, "rank_count"),
         ({"rank_count": 65}, "rank_count"),
         ({"io_engine": "windmill"}, "windmill"),
-        ({"cache_policy": "FANCY"}, '"FANCY", which is not known; available: "LRU", "LFU", "FIFO", "MRU"'),
+        ({"cache_policy": "FANCY"}, '"FANCY", which is not known; available: "LRU", "S3FIFO", "LFU", "FIFO", "MRU"'),
         ({"nvme_bytes": 0}, "nvme_bytes"),
         ({"nvme_bytes": MIB}, "too small"),
         ({"lock_wait_s": -1.0}, "lock_wait_s: seconds >= 0 expected, got -1"),

@@ -50,8 +50,9 @@ struct StoreOptions {
   std::chrono::milliseconds write_deadline{10'000};
   std::uint64_t region_bytes = 0;  // 0: chosen from nvme_bytes (256 MiB when there is room)
   std::string io_engine = "auto";  // auto | io_uring | threads
-  /// Which chunk leaves host memory first: "LRU" least recently used, "LFU" least frequently (counts age), "FIFO" stored first,
-  /// "MRU" most recently used. Any case of letters.
+  /// Which chunk leaves host memory first: "LRU" least recently used, "S3FIFO" used once before used again
+  /// (index/s3fifo_policy.hpp), "LFU" least frequently (counts age), "FIFO" stored first, "MRU" most recently used. Any case of
+  /// letters.
   std::string cache_policy = "LRU";
   bool fail_when_locked = false;  // false: run without NVMe, nvme_warning() says why
   std::chrono::milliseconds lock_wait{10'000};

@@ -14,7 +14,7 @@ namespace lmcn {
 /// Ids of freed entries are given out again, the last freed first. Not thread-safe.
 class EntryPool {
  public:
-  static constexpr std::uint32_t kBlockEntries = 128;  // small, so that a new block costs little per entry and little time
+  static constexpr std::uint32_t kBlockEntries = 64;  // small, so that a new block costs little per entry and little time
 
   EntryId allocate() {
     EntryId id = free_;

@@ -14,6 +14,12 @@ namespace lmcn {
 using EntryId = std::uint32_t;
 inline constexpr EntryId kNoEntry = 0xFFFFFFFFu;
 
+class ChunkIndex;
+
+/// 32 bits of the key of an entry, the same ones whenever that key comes back (ids are given to other keys). Called in insert() and
+/// remove(), for the entry concerned.
+using KeyBits = std::function<std::uint32_t(EntryId)>;
+
 /// Order of the entries that live in host memory. Not thread-safe: the store's lock covers it. No allocation on access().
 class EvictionPolicy {
  public:
@@ -33,7 +39,10 @@ class EvictionPolicy {
   virtual std::string_view name() const = 0;
 };
 
-/// "LRU", "LFU", "FIFO" or "MRU" (list_policy.hpp, lfu_policy.hpp), in any case of letters. kInvalidArgument names these.
-Result<std::unique_ptr<EvictionPolicy>> make_eviction_policy(std::string_view name);
+/// "LRU", "S3FIFO", "LFU", "FIFO" or "MRU" (list_policy.hpp, s3fifo_policy.hpp, lfu_policy.hpp), in any case of letters.
+/// kInvalidArgument names these.
+Result<std::unique_ptr<EvictionPolicy>> make_eviction_policy(std::string_view name, KeyBits key_bits);
+/// For entries of `index`, which must outlive the policy.
+Result<std::unique_ptr<EvictionPolicy>> make_eviction_policy(std::string_view name, const ChunkIndex& index);
 
 }  // namespace lmcn

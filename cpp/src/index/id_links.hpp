@@ -63,7 +63,7 @@ class IdLinks {
   }
 
  private:
-  static constexpr std::uint32_t kBlockIds = 256;
+  static constexpr std::uint32_t kBlockIds = 128;
   static constexpr EntryId kAbsent = kNoEntry - 1;  // in Links::next of ids that are in no list
   static constexpr std::size_t kMallocHeaderBytes = 16;
 

@@ -87,7 +87,7 @@ Result<std::unique_ptr<TieredStore>> TieredStore::open(const StoreOptions& optio
 }
 
 Status StoreCore::start() {
-  auto made_policy = make_eviction_policy(options.cache_policy);
+  auto made_policy = make_eviction_policy(options.cache_policy, index);
   if (!made_policy.ok()) return made_policy.status();
   policy = std::move(made_policy).value();
 

@@ -152,7 +152,7 @@ void StoreCore::clear() {
     pin_epoch.fetch_add(1, std::memory_order_acq_rel);
     while (!evacuations.empty()) end_evacuation(evacuations.begin()->first);
     index.clear();
-    policy = make_eviction_policy(options.cache_policy).value();  // the name was good at open()
+    policy = make_eviction_policy(options.cache_policy, index).value();  // the name was good at open()
     dirty_queue.clear();
     dirty_bytes = 0;
     for (SlotId id = 0; id < slots.size(); ++id) {

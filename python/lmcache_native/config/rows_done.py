@@ -169,7 +169,7 @@ CHUNKS = (
     ),
     Key(
         "cache_policy", _D, Theme.CHUNKS, "text", "LRU",
-        "Which chunk host memory gives up first. A name that the store does not have stops the start with those it has.",
+        "Which chunk host memory gives up first: LRU, S3FIFO, LFU, FIFO or MRU, in any case. Another name stops the start.",
         text, "cache_policy",
     ),
     Key(

@@ -294,7 +294,9 @@ TEST(ChunkIndex, ForEachMayEraseTheCurrentEntryAndOthers) {
 TEST(ChunkIndex, AtMost96BytesAnEntryWithTableAndAnyPolicyAtAnyLoad) {
   ChunkIndex index;
   std::vector<std::unique_ptr<EvictionPolicy>> policies;
-  for (const char* name : {"LRU", "LFU", "FIFO", "MRU"}) policies.push_back(std::move(make_eviction_policy(name)).value());
+  for (const char* name : {"LRU", "S3FIFO", "LFU", "FIFO", "MRU"}) {
+    policies.push_back(std::move(make_eviction_policy(name, index)).value());
+  }
   double worst = 0;
   std::string where;
   std::mt19937_64 random(1);
@@ -302,6 +304,11 @@ TEST(ChunkIndex, AtMost96BytesAnEntryWithTableAndAnyPolicyAtAnyLoad) {
     const EntryId id = index.insert(make_key(random(), size));
     for (const auto& policy : policies) {
       policy->insert(id);
+      if (size % 8 == 0) {  // what policies remember of the evicted counts too
+        const EntryId victim = policy->victim([](EntryId) { return true; }, 1).value();
+        policy->remove(victim);
+        policy->insert(victim);
+      }
       const double bytes = static_cast<double>(index.memory_bytes() + policy->memory_bytes()) / static_cast<double>(size);
       if (size < 1000 || bytes <= worst) continue;
       worst = bytes;

@@ -285,7 +285,7 @@ TEST_F(RequestTest, PromotionsOfManyRequestsLeaveRoomForStores) {
 
 TEST_F(RequestTest, PinsThatGrewColdDoNotWallOffTheRest) {
   options.host_bytes = 32 << 20;
-  for (const char* policy : {"LRU", "LFU", "FIFO", "MRU"}) {
+  for (const char* policy : {"LRU", "S3FIFO", "LFU", "FIFO", "MRU"}) {
     SCOPED_TRACE(policy);
     options.cache_policy = policy;
     open();
