@@ -164,7 +164,7 @@ class KillRounds {
   }
 
   void progress() const {
-    std::fprintf(stderr, "crash: %llu of %llu kills, %llu records there of %llu acknowledged (sealed %llu of %llu)\n",
+    std::fprintf(stderr, "kill: %llu of %llu kills, %llu records there of %llu acknowledged (sealed %llu of %llu)\n",
                  static_cast<unsigned long long>(totals_.rounds + 1), static_cast<unsigned long long>(options_.rounds),
                  static_cast<unsigned long long>(totals_.sum.kept), static_cast<unsigned long long>(totals_.sum.expected),
                  static_cast<unsigned long long>(totals_.sum.kept_sealed),
@@ -187,9 +187,9 @@ void print(const Options& options, const Totals& t, const Ledger& l, bool held) 
             "\"there\": %llu, \"sealed\": %llu, \"sealed_there\": %llu, \"regions_reused\": %llu, \"reads\": %llu, \"puts\": %llu, "
             "\"aborts\": %llu, \"hits\": %llu, \"erases\": %llu, \"flushes\": %llu, \"clears\": %llu, \"most_allocated_bytes\": "
             "%llu, \"limit_bytes\": %llu}\n"
-          : "kill: held %s, seed %llu, %llu rounds (%llu at a time, %llu at an I/O event, %llu while opening), judged %llu times "
-            "by "
-            "the parent and %llu by the next child;\n  acknowledged records %llu, there %llu; in sealed regions %llu, there %llu; "
+          : "kill: held %s, seed %llu, %llu rounds (%llu at a time, %llu at an I/O event, %llu while opening);\n"
+            "  judged %llu times by the parent and %llu by the next child;\n  acknowledged records %llu, there %llu; in sealed "
+            "regions %llu, there %llu; "
             "reused meanwhile %llu; chunks read and checked %llu;\n  the children: puts %llu, aborts %llu, hits %llu, erases %llu, "
             "flushes %llu, clears %llu; most bytes allocated %llu of %llu\n";
   const auto n = [](std::uint64_t value) { return static_cast<unsigned long long>(value); };
@@ -197,6 +197,7 @@ void print(const Options& options, const Totals& t, const Ledger& l, bool held) 
               n(t.judged_by_parent), n(t.judged_by_child), n(t.sum.expected), n(t.sum.kept), n(t.sum.expected_sealed),
               n(t.sum.kept_sealed), n(t.sum.reused), n(t.sum.readable), n(l.puts), n(l.aborts), n(l.hits), n(l.erases),
               n(l.flushes), n(l.clears_begun), n(t.sum.allocated_bytes), n(kLimitBytes));
+  std::fflush(stdout);
 }
 
 }  // namespace

@@ -310,10 +310,18 @@ class Player {
     if (store_->erase(key_of(id)) && !there && !faulted_) throw Wrong(name(id) + ": erased, but it was not there");
     forget(id);
     chunks_[id].erased = true;
+    forgotten_by_requests(id);
+  }
+  // At once, whatever they remember.
+  void forgotten_by_requests(std::uint32_t id) {
+    for (HeldRequest& held : requests_) {
+      if (held.parity == id % 2) judge(id, held.request->lookup(key_of(id)), "a request that had asked before");
+    }
   }
   void clear() {
     store_->clear();
     for (std::uint32_t id = 0; id < kIds; ++id) forget(id);
+    for (std::uint32_t id = 0; id < kIds; ++id) forgotten_by_requests(id);
   }
 
   // --- durability

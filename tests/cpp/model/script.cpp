@@ -27,6 +27,8 @@ constexpr std::array kWeights = {
     Weight{Action::kCheck, "kCheck", 20},       Weight{Action::kFault, "kFault", 25},
 };
 
+constexpr std::uint64_t kHotIds = 12;
+
 }  // namespace
 
 Script random_script(std::uint64_t seed, std::size_t length) {
@@ -36,7 +38,9 @@ Script random_script(std::uint64_t seed, std::size_t length) {
   std::discrete_distribution<std::size_t> action(weights.begin(), weights.end());
   Script script;
   while (script.size() < length) {
-    script.push_back({kWeights[action(random)].action, static_cast<std::uint32_t>(random() % kIds),
+    // Few chunks, so that what one step does another undoes, or many, so that they do not all fit.
+    const std::uint64_t among = random() % 4 < (seed % 2 == 0 ? 1 : 4) ? kIds : kHotIds;
+    script.push_back({kWeights[action(random)].action, static_cast<std::uint32_t>(random() % among),
                       static_cast<std::uint32_t>(1 + random() % 4), static_cast<std::uint32_t>(random() % 8)});
   }
   script.push_back({Action::kCheck});

@@ -43,7 +43,7 @@ struct Step {
 };
 using Script = std::vector<Step>;
 
-inline constexpr std::uint32_t kIds = 96;
+inline constexpr std::uint32_t kIds = 192;
 
 Script random_script(std::uint64_t seed, std::size_t length);
 
