@@ -282,7 +282,8 @@ void init_store(nb::module_& module) {
       "promotion_*, request_ttl_s: defaults of requests; budget 0: half of host_bytes. numa_nodes: where the arena's memory comes\n"
       "from: one node (while it has memory), several in turn, or the kernel's choice. hugetlb: the arena must be of reserved huge\n"
       "pages; ResourceExhausted says how many to reserve. False: huge pages where they can be had.\n"
-      "nvme_io_timeout_s: a device that answers nothing for so long is quarantined. allow_network_file_system: directory may be on\n"
+      "nvme_io_timeout_s: a device that answers nothing for so long is quarantined. allow_network_file_system: directory may be "
+      "on\n"
       "NFS, SMB, Ceph, AFS, Lustre or GPFS, where neither the lock nor what was synced is sure to hold.\n"
       "Raises InvalidArgument, ResourceExhausted, Unavailable, Locked, FormatVersion, IoError.");
   define_data_path(store);

@@ -130,6 +130,12 @@ gpu_check() {
   return $code
 }
 
+soak() {
+  build_cpp release
+  if [[ $# == 0 ]]; then set -- --minutes 2; fi
+  .build/release/tests/soak/soak "$@"
+}
+
 bench() {
   build_cpp bench
   local program

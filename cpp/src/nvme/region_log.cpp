@@ -12,7 +12,7 @@ namespace lmcn::nvme {
 namespace {
 
 constexpr std::uint64_t kFailedReadsToQuarantine = 8;  // in a row: a device that is gone, not a bad sector
-constexpr std::chrono::seconds kMostBetweenChecks{5};   // more: this process was stopped, or had no CPU
+constexpr std::chrono::seconds kMostBetweenChecks{5};  // more: this process was stopped, or had no CPU
 
 // The device or the file system will not take more; any other failure is of one write.
 bool ends_writing(int error) {
@@ -64,7 +64,8 @@ class Log::IoOp final : public io::CompletionSink {
 };
 
 Result<std::unique_ptr<RegionLog>> RegionLog::open(const LogOptions& options, io::IoEngine& engine, LogClient& client) {
-  Result<std::unique_ptr<Directory>> opened = Directory::open(options.directory, options.lock_wait, options.allow_network_file_system);
+  Result<std::unique_ptr<Directory>> opened =
+      Directory::open(options.directory, options.lock_wait, options.allow_network_file_system);
   if (!opened.ok()) return opened.status();
   std::unique_ptr<Directory> directory = std::move(opened).value();
   Result<std::optional<Superblock>> found = load_superblock(*directory, engine);

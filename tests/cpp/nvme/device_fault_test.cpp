@@ -147,16 +147,12 @@ class NetworkFileSystem : public LogFixture {
 };
 
 TEST_F(NetworkFileSystem, IsRefusedUnlessAskedFor) {
-  const std::pair<long, const char*> kinds[] = {{NFS_SUPER_MAGIC, "NFS"},
-                                                {SMB_SUPER_MAGIC, "SMB"},
-                                                {CIFS_SUPER_MAGIC, "SMB"},
-                                                {SMB2_SUPER_MAGIC, "SMB"},
-                                                {CEPH_SUPER_MAGIC, "Ceph"},
-                                                {AFS_SUPER_MAGIC, "AFS"},
-                                                {AFS_FS_MAGIC, "AFS"},
-                                                {0x0BD00BD0, "Lustre"},
-                                                {0x47504653, "GPFS"},
-                                                {static_cast<int>(CIFS_SUPER_MAGIC), "SMB"}};  // as a machine of 32 bits says it
+  const std::pair<long, const char*> kinds[] = {
+      {NFS_SUPER_MAGIC, "NFS"},   {SMB_SUPER_MAGIC, "SMB"},
+      {CIFS_SUPER_MAGIC, "SMB"},  {SMB2_SUPER_MAGIC, "SMB"},
+      {CEPH_SUPER_MAGIC, "Ceph"}, {AFS_SUPER_MAGIC, "AFS"},
+      {AFS_FS_MAGIC, "AFS"},      {0x0BD00BD0, "Lustre"},
+      {0x47504653, "GPFS"},       {static_cast<int>(CIFS_SUPER_MAGIC), "SMB"}};  // as a machine of 32 bits says it
   for (const auto& [type, name] : kinds) {
     pretended_type = type;
     const Status refused = try_open();

@@ -125,7 +125,8 @@ TEST_F(DeviceFaultTest, EveryErrorThatEndsWritingLeavesHostMemory) {
     put_all(first, first + 4);
     ASSERT_TRUE(becomes([&] { return quarantined(); })) << error;
     EXPECT_FALSE(store->nvme_ready());
-    EXPECT_NE(store->nvme_warning().find(std::string("(").append(std::to_string(error)).append(")")), std::string::npos) << store->nvme_warning();
+    EXPECT_NE(store->nvme_warning().find(std::string("(").append(std::to_string(error)).append(")")), std::string::npos)
+        << store->nvme_warning();
     EXPECT_GE(store->stats().write_errors, 1u);
     for (int i = first; i < first + 4; ++i) EXPECT_EQ(get(i), "hit") << i;
     expect_host_goes_on(first + 100);
