@@ -1,9 +1,9 @@
 # `make test` and `make demo` are the two commands; each sets up what it needs (Debian 12, root or sudo the first time).
 .DEFAULT_GOAL := help
 STAGE := bash -c 'set -euo pipefail; source tests/env/stages.sh; "$$@"' make
-export DEMO_ARGS BENCH_ARGS CRASH_ARGS
+export DEMO_ARGS BENCH_ARGS CRASH_ARGS SOAK_ARGS
 
-.PHONY: help test test-quick test-tsan crash lint format build wheel bench bench-ttft bench-writes gpu-check demo tools clean
+.PHONY: help test test-quick test-tsan crash lint format build wheel bench bench-ttft bench-writes gpu-check demo soak tools clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -46,6 +46,9 @@ gpu-check: tools ## prove the CUDA kernels on this machine's GPU; fails without 
 
 demo: tools ## real vLLM: time to first token cold, from host memory, from NVMe after a restart and after kill -9 (DEMO_ARGS="--help")
 	@$(STAGE) demo $(DEMO_ARGS)
+
+soak: tools ## one store under four clients and a failing device, for long (SOAK_ARGS="--minutes 10"; default 2 minutes)
+	@$(STAGE) soak $(SOAK_ARGS)
 
 tools:
 	@tests/env/system_packages.sh

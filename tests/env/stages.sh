@@ -138,6 +138,12 @@ crash() {
   for test in kill power-cut; do .build/release/tests/crash/crash_test "$test" "$@"; done
 }
 
+soak() {
+  build_cpp release
+  if [[ $# == 0 ]]; then set -- --minutes 2; fi
+  .build/release/tests/soak/soak "$@"
+}
+
 bench() {
   build_cpp bench
   local program

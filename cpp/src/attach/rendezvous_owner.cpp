@@ -275,8 +275,8 @@ class SocketOwner final : public RendezvousOwner {
 
   void accept_all() {
     for (;;) {
-      ProcessFd socket = ProcessFd::opened(
-          [this] { return ::accept4(prepared_.listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK); });
+      ProcessFd socket =
+          ProcessFd::opened([this] { return ::accept4(prepared_.listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK); });
       if (!socket.valid()) {
         if (errno == EINTR || errno == ECONNABORTED) continue;
         // Anything but an empty queue (no free descriptor, no memory) would come back at once, for as long as it lasts.

@@ -41,7 +41,7 @@ Status UringRing::open(unsigned in_flight) {
     const fork_guard::Hold hold;
     fork_guard::add(hold, ring_.ring_fd);
   }
-  io_uring_ring_dontfork(&ring_);  // where it fails the child keeps the memory, no more
+  io_uring_ring_dontfork(&ring_);     // where it fails the child keeps the memory, no more
   io_uring_register_ring_fd(&ring_);  // saves a descriptor look-up per call where the kernel can (5.18); optional
   has_buffer_table_ = io_uring_register_buffers_sparse(&ring_, kBufferTable) == 0;
   has_file_table_ = io_uring_register_files_sparse(&ring_, kFileTable) == 0;

@@ -67,7 +67,7 @@ Status Log::make_room(std::uint32_t pages) {
     bool taken = false;
     {
       std::lock_guard lock(mutex_);
-      settle();
+      settle_active();
       if (open_ != kNoRegion) {
         Region& r = regions_[open_];
         if (!r.walk_broken && fits(r, pages)) return {};
@@ -243,6 +243,11 @@ void Log::end_sealing(std::uint32_t region, bool footer_written) {
 
 // What was delivered before this call of the writer is in every snapshot of the index that the caller takes after it.
 void Log::settle() {
+  std::lock_guard lock(mutex_);
+  settle_active();
+}
+
+void Log::settle_active() {
   std::erase_if(active_, [this](std::uint32_t region) {
     Region& r = regions_[region];
     r.settled_pages = r.delivered < r.records.size() ? r.records[r.delivered].page : r.next_page;

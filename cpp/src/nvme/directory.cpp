@@ -21,11 +21,13 @@ std::string octal(mode_t mode) {
   return text;
 }
 
-// Like mkdir -p with 0700 for whatever is missing.
+// Like mkdir -p with 0700 for whatever is missing, whatever the umask. (A chmod that fails shows when the directory is opened.)
 Status make_directories(const std::string& path) {
   for (std::size_t end = path.find('/', 1);; end = path.find('/', end + 1)) {
     const std::string part = path.substr(0, end);
-    if (::mkdir(part.c_str(), 0700) != 0 && errno != EEXIST) {
+    if (::mkdir(part.c_str(), 0700) == 0) {
+      static_cast<void>(::fchmodat(AT_FDCWD, part.c_str(), 0700, AT_SYMLINK_NOFOLLOW));
+    } else if (errno != EEXIST) {
       const int error = errno;
       struct stat found{};
       if (::stat(part.c_str(), &found) == 0) {  // e.g. a read-only or unwritable parent that exists
@@ -174,6 +176,7 @@ Result<Fd> Directory::open_file(const std::string& name, int flags) const {
     return Status(Code::kInvalidArgument,
                   path_of(name) + " must be a regular file with one link, owned by uid " + std::to_string(::geteuid()));
   }
+  if ((found.st_mode & 07777) != 0600 && ::fchmod(fd.get(), 0600) != 0) return Status::from_errno(errno, "chmod " + path_of(name));
   return fd;
 }
 

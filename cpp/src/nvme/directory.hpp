@@ -43,7 +43,8 @@ class Directory {
 
   const std::string& path() const noexcept { return path_; }
   std::string path_of(const std::string& name) const { return path_ + "/" + name; }
-  /// O_NOFOLLOW | O_CLOEXEC, 0600; refuses what is not a regular file of ours. kNotFound when absent without O_CREAT.
+  /// O_NOFOLLOW | O_CLOEXEC; 0600, whatever the umask and whatever it was; refuses what is not a regular file of ours. kNotFound
+  /// when absent without O_CREAT.
   Result<Fd> open_file(const std::string& name, int flags) const;
   Status rename(const std::string& from, const std::string& to) const;
   Status remove(const std::string& name) const;  // ok when absent

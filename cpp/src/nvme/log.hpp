@@ -111,6 +111,7 @@ class Log final : public RegionLog {
 
   // --- reclaim.cpp
   Status maintain() override;
+  void settle() override;
   void prepare_ahead();
 
   // --- checkpoint.cpp
@@ -160,7 +161,7 @@ class Log final : public RegionLog {
   void seal(std::uint32_t region);
   void write_footer(std::uint32_t region);
   void end_sealing(std::uint32_t region, bool footer_written);
-  void settle();  // mutex_ held, writer thread
+  void settle_active();  // mutex_ held, writer thread
 
   // --- reclaim.cpp
   /// Starts making one region clean; false: there is none to take.
@@ -221,7 +222,7 @@ class Log final : public RegionLog {
   std::string quarantine_reason_;
   std::vector<Region> regions_;
   std::uint32_t allocated_ = 0;         // regions that hold space
-  std::vector<std::uint32_t> active_;   // regions that settle() must look at
+  std::vector<std::uint32_t> active_;   // regions that settle_active() must look at
   std::uint64_t checkpoint_bytes_ = 0;  // of index.ckpt now
 
   // Writer thread only.

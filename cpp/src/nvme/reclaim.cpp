@@ -17,7 +17,7 @@ Status Log::maintain() {
   std::uint32_t to_seal = kNoRegion;
   {
     std::lock_guard lock(mutex_);
-    settle();
+    settle_active();
     if (open_ != kNoRegion && regions_[open_].walk_broken) {
       regions_[open_].state = RegionState::kClosing;
       if (begin_sealing(regions_[open_])) to_seal = open_;

@@ -119,6 +119,9 @@ class RegionLog {
   /// Periodic duties: fdatasync every sync_interval when dirty, keeps clean regions ahead, calls on_reclaim. Bounded work per
   /// call, started here and finished by I/O threads. Ok when quarantined: nothing is left to do.
   virtual Status maintain() = 0;
+  /// To be called before the caller takes the index for checkpoint() or close(): of what was acknowledged until then, only what that
+  /// index still has is found again. Takes no time.
+  virtual void settle() = 0;
   /// Makes everything acknowledged durable, then writes a checkpoint (tmp, fsync, rename, fsync of the directory) of all readable
   /// records given by `entries`: the caller's index as it was at any time since the last append() or maintain() returned.
   /// kResourceExhausted: it would not fit into limit_bytes (open() then reads footers). Waits for the device.

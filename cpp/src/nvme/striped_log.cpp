@@ -89,6 +89,11 @@ class StripedLog final : public RegionLog {
   Status maintain() override {
     return each([](RegionLog& log, std::uint32_t) { return log.maintain(); });
   }
+  void settle() override {
+    for (const Path& path : paths_) {
+      if (path.log) path.log->settle();
+    }
+  }
   Status checkpoint(const EntrySource& entries) override {
     return each([&](RegionLog& log, std::uint32_t i) { return log.quarantined() ? Status() : log.checkpoint(only(entries, i)); });
   }

@@ -240,6 +240,7 @@ Status StoreCore::write_checkpoint() {
   std::vector<nvme::RecoveredRecord> entries;
   std::vector<nvme::RecoveredRecord> slice;
   slice.reserve(kSlice);
+  log->settle();
   std::unique_lock lock(mu);
   const std::uint64_t epoch = clear_epoch;
   log_changed = false;

@@ -245,6 +245,7 @@ Status StoreCore::close(std::chrono::milliseconds deadline) {
   }
   no_longer_served.reset();  // without mu: its thread may be in on_rank_gone()
   if (log) {
+    log->settle();
     std::vector<nvme::RecoveredRecord> entries;
     {
       std::lock_guard lock(mu);

@@ -186,24 +186,31 @@ TEST_F(Rendezvous, WhatKilledEnginesLeftIsRemovedByTheNextOwnerOfAnyId) {
 
 TEST_F(Rendezvous, AForkedChildKeepsNoListener) {
   int released[2];
+  int told[2];
   ASSERT_EQ(::pipe2(released, O_CLOEXEC), 0);
+  ASSERT_EQ(::pipe2(told, O_CLOEXEC), 0);
   const pid_t killed = run_in_child([&] {
     auto owner = listen("engine");
     if (!owner.ok()) return 2;
     const pid_t orphan = run_in_child([&] {
       ::close(released[1]);
-      char byte;
+      char byte = 0;
+      if (::write(told[1], &byte, 1) != 1) return 1;      // before it runs it has let go of nothing
       return ::read(released[0], &byte, 1) == 0 ? 0 : 1;  // until the test is over
     });
     return orphan > 0 ? (::kill(::getpid(), SIGKILL), 1) : 3;
   });
   ::close(released[0]);
+  ::close(told[1]);
+  char byte;
+  EXPECT_EQ(::read(told[0], &byte, 1), 1);
   EXPECT_EQ(exit_status(killed), 128 + SIGKILL);
   const UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
   const wire::Address address = wire::address_of(scratch_.path() + "/run/engine.sock");
   EXPECT_NE(::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address.sun), address.length), 0);
   EXPECT_EQ(errno, ECONNREFUSED);
   ::close(released[1]);
+  ::close(told[0]);
 }
 
 // An owner died, a child that it made by clone() itself still holds its listening socket: connections succeed, nobody ever answers.

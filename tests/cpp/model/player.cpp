@@ -14,10 +14,6 @@ using namespace std::chrono_literals;
 
 constexpr auto kPatience = 60s;  // a slow machine is no failure
 constexpr std::uint32_t kStride = 8;
-// Known gap. A checkpoint says of each region up to which page its entries are complete; records acknowledged since the log was
-// last called lie beyond. If such a one is erased before the checkpoint, the walk of the next open() finds it again, also after an
-// orderly close(): kPut 7, kFlush, kErase 7, kReopen, kCheck. store.hpp allows that only for a crash before the next checkpoint.
-constexpr bool kErasedOutlivesCheckpoints = true;
 
 class Wrong : public std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -333,7 +329,7 @@ class Player {
     if (faulted_) return;  // what a faulty disk has is not known
     for (Chunk& chunk : chunks_) {
       chunk.durable = chunk.must_hit;
-      chunk.may_come_back = chunk.may_come_back && chunk.erased && kErasedOutlivesCheckpoints;
+      chunk.may_come_back = false;
     }
   }
   void settle_losses() {

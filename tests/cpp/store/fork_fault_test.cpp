@@ -135,8 +135,7 @@ TEST_F(ForkFaults, AfterTheParentsDeathALivingChildKeepsNothing) {
     ASSERT_EQ(status_of(parent), 128 + SIGKILL);
     ASSERT_EQ(::kill(child, 0), 0);
 
-    open();  // without waiting for the lock
-    ASSERT_NE(store, nullptr);
+    ASSERT_NO_FATAL_FAILURE(open());  // without waiting for the lock
     EXPECT_TRUE(store->nvme_ready()) << store->nvme_warning();
     EXPECT_TRUE(store->serve("engine", kPayload).ok());
     EXPECT_EQ(get(0), "hit");
