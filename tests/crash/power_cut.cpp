@@ -271,7 +271,7 @@ class World : public nvme::LogClient {
     }
     device_->set_mode(SimulatedDevice::Mode::kCall);
     const Status written = log_->checkpoint([&](const RegionLog::EntrySink& sink) {
-      for (const auto& [id, extent] : entries) sink(key_of(id), extent, 0);
+      for (const auto& [id, extent] : entries) sink(key_of(id), extent);
     });
     device_->set_mode(SimulatedDevice::Mode::kQueue);
     device_->settle_small_files();

@@ -25,7 +25,7 @@ Status Log::check_image(const std::byte* image, std::uint64_t bytes) const {
   return {};
 }
 
-Status Log::append(std::byte* image, std::uint64_t bytes, std::uint32_t cookie, WriteDone done, bool again) {
+Status Log::append(std::byte* image, std::uint64_t bytes, std::uint32_t cookie, WriteDone done) {
   LMCN_RETURN_IF_ERROR(usable());
   LMCN_RETURN_IF_ERROR(check_image(image, bytes));
   const auto pages = static_cast<std::uint32_t>(bytes / kPageBytes);
@@ -50,7 +50,6 @@ Status Log::append(std::byte* image, std::uint64_t bytes, std::uint32_t cookie, 
     r.next_page += pages;
     r.last_record_sequence = record_sequence;
   }
-  (again ? reappended_bytes_ : stored_bytes_).fetch_add(bytes, std::memory_order_relaxed);
   seal_slot(image, words_[region].sequence.load(std::memory_order_relaxed), record_sequence);
   submit(io::Op::kWrite, image, bytes, offset_of(region, page),
          [this, region, index](const io::IoResult& result) { on_written(region, index, result); });
@@ -217,11 +216,23 @@ void Log::write_footer(std::uint32_t region) {
       lock.unlock();
       return end_sealing(region, false);
     }
-    std::vector<FooterEntry> entries;
+    const auto written = [](const Record& record) { return record.state == WriteState::kWritten; };
+    const auto count = static_cast<std::size_t>(std::count_if(r.records.begin(), r.records.end(), written));
+    const std::uint32_t pages = footer_pages(count);
+    buffer = std::make_shared<PageBuffer>(pages);
+    auto* entry = reinterpret_cast<FooterEntry*>(buffer->data());
     for (const Record& record : r.records) {
-      if (record.state == WriteState::kWritten) entries.push_back({record.key, record.page, record.pages});
+      if (written(record)) *entry++ = FooterEntry{record.key, record.page, record.pages};
     }
-    buffer = std::make_shared<PageBuffer>(make_footer(entries, uuid_, words_[region].sequence, r.last_record_sequence));
+    auto* trailer = reinterpret_cast<FooterTrailer*>(buffer->data() + buffer->bytes() - sizeof(FooterTrailer));
+    trailer->magic = kFooterMagic;
+    trailer->format = kFormatVersion;
+    trailer->footer_pages = pages;
+    trailer->uuid = uuid_;
+    trailer->sequence = words_[region].sequence;
+    trailer->last_record_sequence = r.last_record_sequence;
+    trailer->record_count = static_cast<std::uint32_t>(count);
+    trailer->checksum = footer_checksum(reinterpret_cast<const FooterEntry*>(buffer->data()), count, *trailer);
   }
   const std::uint64_t offset = (region + 1) * geometry_.region_bytes - buffer->bytes();
   submit(io::Op::kWrite, buffer->data(), buffer->bytes(), offset, [this, region, buffer](const io::IoResult& result) {

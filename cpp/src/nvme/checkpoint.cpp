@@ -54,6 +54,10 @@ class BodyWriter {
   Status status_;
 };
 
+std::int64_t unix_now_s() {
+  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
+
 }  // namespace
 
 std::uint64_t Log::checkpoint_allowance() const {
@@ -101,11 +105,9 @@ Status Log::checkpoint(const EntrySource& entries) {
   header.next_record_sequence = next_record_sequence_;
   header.region_count = region_count_;
   header.hours = written_.saved(unix_now_s());
-  header.stored_bytes = stored_bytes_.load(std::memory_order_relaxed);
-  header.reappended_bytes = reappended_bytes_.load(std::memory_order_relaxed);
-  entries([&](const ChunkKey& key, Extent extent, std::uint16_t hits) {
+  entries([&](const ChunkKey& key, Extent extent) {
     if (extent.region >= region_count_ || table[extent.region].sequence == 0) return;
-    body.add(CheckpointEntry{key, extent.region, extent.page, extent.pages, hits});
+    body.add(CheckpointEntry{key, extent.region, extent.page, extent.pages, 0});
     ++header.entry_count;
     // WriteDones run in a region's order: the snapshot that has this record has, or has forgotten, all before it.
     CheckpointRegion& region = table[extent.region];
@@ -160,8 +162,6 @@ std::optional<Log::LoadedCheckpoint> Log::load_checkpoint() {
   if (!page_holds(header, kCheckpointMagic)) return unusable("its header does not hold");
   if (header.uuid != uuid_) return unusable("it is of another store");
   written_.restore(header.hours, unix_now_s());
-  stored_bytes_.store(header.stored_bytes, std::memory_order_relaxed);
-  reappended_bytes_.store(header.reappended_bytes, std::memory_order_relaxed);
   if (header.epoch != superblock_.epoch) return unusable("it is older than the last clear");
   const std::uint64_t body_bytes = checkpoint_bytes_ - sizeof header;
   const std::uint64_t table_bytes = header.region_count * sizeof(CheckpointRegion);

@@ -8,13 +8,12 @@
 
 namespace lmcn::nvme {
 
-Result<DataFile> DataFile::open(const Directory& directory, std::uint64_t region_bytes, bool must_exist) {
-  const int flags = must_exist ? O_RDWR : O_RDWR | O_CREAT;
-  Result<Fd> fd = directory.open_file("data.000", flags | O_DIRECT);
+Result<DataFile> DataFile::open(const Directory& directory, std::uint64_t region_bytes) {
+  Result<Fd> fd = directory.open_file("data.000", O_RDWR | O_CREAT | O_DIRECT);
   const bool refused = !fd.ok() && (fd.status().sys_errno() == EINVAL || fd.status().sys_errno() == EOPNOTSUPP);
-  if (refused) fd = directory.open_file("data.000", flags);
+  if (refused) fd = directory.open_file("data.000", O_RDWR | O_CREAT);
   if (!fd.ok()) return fd.status();
-  return DataFile(directory.path_of("data.000"), std::move(fd).value(), !refused, region_bytes, !must_exist);
+  return DataFile(directory.path_of("data.000"), std::move(fd).value(), !refused, region_bytes);
 }
 
 Result<std::uint64_t> DataFile::bytes() const {
@@ -27,7 +26,7 @@ Result<std::uint32_t> DataFile::regions() {
   Result<std::uint64_t> size = bytes();
   if (!size.ok()) return size.status();
   const auto count = static_cast<std::uint32_t>(*size / region_bytes_);
-  if (repairs_ && *size % region_bytes_ != 0) LMCN_RETURN_IF_ERROR(truncate(count));
+  if (*size % region_bytes_ != 0) LMCN_RETURN_IF_ERROR(truncate(count));
   return count;
 }
 

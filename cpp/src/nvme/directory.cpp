@@ -80,25 +80,6 @@ Result<std::unique_ptr<Directory>> Directory::open(const std::string& path, std:
   std::string name = path;
   while (name.size() > 1 && name.back() == '/') name.pop_back();  // "link/" would be followed
   LMCN_RETURN_IF_ERROR(make_directories(name));
-  Result<std::unique_ptr<Directory>> directory = open_private(name, allow_network);
-  if (directory.ok()) LMCN_RETURN_IF_ERROR((*directory)->lock(lock_wait));
-  return directory;
-}
-
-Result<std::unique_ptr<Directory>> Directory::open_existing(const std::string& path) {
-  std::string name = path;
-  while (name.size() > 1 && name.back() == '/') name.pop_back();
-  struct stat found{};
-  if (::lstat(name.c_str(), &found) != 0 && errno == ENOENT) return Status(Code::kNotFound, "there is no directory " + name);
-  Result<std::unique_ptr<Directory>> directory = open_private(name, true);
-  if (!directory.ok()) return directory;
-  const Status locked = (*directory)->lock(std::chrono::milliseconds(0), false);
-  if (locked.code() == Code::kNotFound) return Status(Code::kNotFound, name + " holds no store (there is no LOCK)");
-  if (!locked.ok()) return locked;
-  return directory;
-}
-
-Result<std::unique_ptr<Directory>> Directory::open_private(const std::string& name, bool allow_network) {
   Fd fd = Fd::opened([&] { return ::open(name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC); });
   if (!fd.valid()) {
     const int error = errno;
@@ -127,11 +108,13 @@ Result<std::unique_ptr<Directory>> Directory::open_private(const std::string& na
     return Status(Code::kInvalidArgument, "store directory " + name + " has mode " + octal(found.st_mode) +
                                               ", it must be private (0700): chmod 700 it, or name one that does not exist yet");
   }
-  return std::unique_ptr<Directory>(new Directory(name, std::move(fd)));
+  std::unique_ptr<Directory> directory(new Directory(name, std::move(fd)));
+  LMCN_RETURN_IF_ERROR(directory->lock(lock_wait));
+  return directory;
 }
 
-Status Directory::lock(std::chrono::milliseconds wait, bool make) {
-  Result<Fd> opened = open_file("LOCK", make ? O_RDWR | O_CREAT : O_RDONLY);
+Status Directory::lock(std::chrono::milliseconds wait) {
+  Result<Fd> opened = open_file("LOCK", O_RDWR | O_CREAT);
   if (!opened.ok()) return opened.status();
   const auto deadline = std::chrono::steady_clock::now() + wait;
   // flock has no timed form; the owner is another process.
@@ -144,8 +127,8 @@ Status Directory::lock(std::chrono::milliseconds wait, bool make) {
     std::this_thread::sleep_for(kLockRetry);
   }
   const std::string pid = std::to_string(::getpid()) + "\n";
-  if (make && (::ftruncate(opened->get(), 0) != 0 ||
-               ::pwrite(opened->get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size()))) {
+  if (::ftruncate(opened->get(), 0) != 0 ||
+      ::pwrite(opened->get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
     return Status::from_errno(errno, "write " + path_of("LOCK"));
   }
   lock_ = std::move(opened).value();
@@ -205,15 +188,6 @@ Result<std::uint64_t> Directory::free_bytes() const {
   struct statvfs found{};
   if (::fstatvfs(fd_.get(), &found) != 0) return Status::from_errno(errno, "statvfs " + path_);
   return std::uint64_t{found.f_bavail} * found.f_frsize;
-}
-
-std::uint64_t Directory::allocated_bytes() const {
-  std::uint64_t bytes = 0;
-  for (const char* name : {"LOCK", "superblock", "data.000", "index.ckpt", "superblock.tmp", "index.ckpt.tmp"}) {
-    struct stat found{};
-    if (::fstatat(fd_.get(), name, &found, AT_SYMLINK_NOFOLLOW) == 0) bytes += static_cast<std::uint64_t>(found.st_blocks) * 512;
-  }
-  return bytes;
 }
 
 Result<FileReplacement> FileReplacement::create(const Directory& directory, io::IoEngine& engine, std::string name,

@@ -35,8 +35,6 @@ class Directory {
   /// `allow_network`. kLocked: after `lock_wait`, with the owner's pid.
   static Result<std::unique_ptr<Directory>> open(const std::string& path, std::chrono::milliseconds lock_wait,
                                                  bool allow_network = false);
-  /// For tools: makes nothing and does not wait. kNotFound: no directory, or no store in it.
-  static Result<std::unique_ptr<Directory>> open_existing(const std::string& path);
   ~Directory();
   /// Lets another process have it; nothing may be written afterwards.
   void unlock() noexcept;
@@ -52,13 +50,10 @@ class Directory {
   /// Sizes of the file system that the directory is on.
   Result<std::uint64_t> file_system_bytes() const;
   Result<std::uint64_t> free_bytes() const;
-  /// What its files take on the device.
-  std::uint64_t allocated_bytes() const;
 
  private:
   Directory(std::string path, Fd fd) : path_(std::move(path)), fd_(std::move(fd)) {}
-  static Result<std::unique_ptr<Directory>> open_private(const std::string& path, bool allow_network);
-  Status lock(std::chrono::milliseconds wait, bool make = true);
+  Status lock(std::chrono::milliseconds wait);
 
   std::string path_;
   Fd fd_;

@@ -59,14 +59,12 @@ struct RegionHeader {
   std::uint32_t reserved0;
   std::uint64_t sequence;  // unique in the store's life, raised before each reuse
   std::uint64_t epoch;
-  std::int64_t prepared_unix_s;  // when it was made ready for new records; 0: unknown. For people, nothing depends on it
-  std::uint8_t reserved[kPageChecksumOffset - 64];
+  std::uint8_t reserved[kPageChecksumOffset - 56];
   std::uint64_t checksum;
 };
 static_assert(sizeof(RegionHeader) == kPageBytes);
 static_assert(offsetof(RegionHeader, format) == 8 && offsetof(RegionHeader, uuid) == 16 && offsetof(RegionHeader, region) == 32);
 static_assert(offsetof(RegionHeader, sequence) == 40 && offsetof(RegionHeader, epoch) == 48);
-static_assert(offsetof(RegionHeader, prepared_unix_s) == 56);
 static_assert(offsetof(RegionHeader, checksum) == kPageChecksumOffset);
 
 /// In place of the header of a record whose write failed: lets a walk step over it.
@@ -120,15 +118,11 @@ struct CheckpointHeader {
   std::uint32_t region_count;
   std::uint32_t reserved0;
   std::uint64_t body_checksum;  // of everything after this page
-  // Of the directory's life, up to this checkpoint; bytes of records.
-  std::uint64_t stored_bytes;      // written for the first time
-  std::uint64_t reappended_bytes;  // written again because their region was reclaimed
-  std::uint8_t reserved[2048 - 96];
+  std::uint8_t reserved[2048 - 80];
   WriteWindow::Hours hours;  // bytes written to this path within the last 24 hours
   std::uint8_t reserved1[kPageChecksumOffset - 2048 - sizeof(WriteWindow::Hours)];
   std::uint64_t checksum;
 };
-static_assert(offsetof(CheckpointHeader, stored_bytes) == 80);
 static_assert(sizeof(WriteWindow::Hours) == 200 && offsetof(CheckpointHeader, hours) == 2048);
 static_assert(sizeof(CheckpointHeader) == kPageBytes);
 static_assert(offsetof(CheckpointHeader, epoch) == 32 && offsetof(CheckpointHeader, entry_count) == 56);
@@ -148,7 +142,7 @@ struct CheckpointEntry {
   std::uint32_t region;
   std::uint32_t page;
   std::uint32_t pages;
-  std::uint32_t hits;  // since the record was written, up to 65535
+  std::uint32_t reserved;
 };
 static_assert(sizeof(CheckpointEntry) == 48 && offsetof(CheckpointEntry, region) == 32 && offsetof(CheckpointEntry, pages) == 40);
 
@@ -210,9 +204,5 @@ class PageBuffer {
   std::uint64_t bytes_;
   std::unique_ptr<std::byte[], Free> memory_;
 };
-
-/// `entries` in ascending order of page.
-PageBuffer make_footer(std::span<const FooterEntry> entries, const Uuid& uuid, std::uint64_t region_sequence,
-                       std::uint64_t last_record_sequence);
 
 }  // namespace lmcn::nvme

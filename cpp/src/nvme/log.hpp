@@ -56,7 +56,6 @@ struct Record {
   std::uint32_t page = 0;
   std::uint32_t pages = 0;
   std::uint32_t cookie = 0;
-  std::uint16_t hits = 0;  // recovery only
   WriteState state = WriteState::kPending;
   RegionLog::WriteDone done;  // empty once delivered
   Status failure;
@@ -80,7 +79,6 @@ struct Region {
   bool delivering = false;             // by some I/O thread now
   std::vector<std::uint32_t> cookies;  // of readable records, in append order
   std::uint64_t last_record_sequence = 0;
-  std::int64_t prepared_unix_s = 0;  // as found at open()
 };
 
 class Log final : public RegionLog {
@@ -94,7 +92,7 @@ class Log final : public RegionLog {
   void adopt(const std::function<std::uint32_t(const RecoveredRecord&)>& f) override;
 
   // --- append.cpp
-  Status append(std::byte* image, std::uint64_t image_bytes, std::uint32_t cookie, WriteDone done, bool again) override;
+  Status append(std::byte* image, std::uint64_t image_bytes, std::uint32_t cookie, WriteDone done) override;
 
   // --- region_log.cpp
   void read(Extent extent, std::byte* image, const ChunkKey& key, const NamespaceId* ns, ReadDone done) override;
@@ -123,7 +121,6 @@ class Log final : public RegionLog {
 
  private:
   using Completion = std::function<void(const io::IoResult&)>;
-  friend class ExistingStore;
   class IoOp;
   struct FoundRegion;
   struct LoadedCheckpoint;
@@ -181,7 +178,6 @@ class Log final : public RegionLog {
 
   // --- recovery.cpp
   Status find_regions(std::uint32_t count, std::vector<FoundRegion>& found);
-  static void drop_twins(std::vector<FoundRegion>& found);
   Status fit_into_limit(std::uint32_t count, std::vector<FoundRegion>& found);
   void recover_regions(std::span<const FoundRegion> found, const LoadedCheckpoint* checkpoint);
   void recover_region(const FoundRegion& found, const LoadedCheckpoint* checkpoint, const std::byte* last_page);
@@ -209,8 +205,7 @@ class Log final : public RegionLog {
 
   InFlight in_flight_;
   WriteWindow written_;
-  std::atomic<std::uint64_t> stored_bytes_{0}, reappended_bytes_{0};  // of the directory's life
-  std::chrono::steady_clock::time_point last_check_{};                // thread of check_deadlines() only
+  std::chrono::steady_clock::time_point last_check_{};  // thread of check_deadlines() only
   std::atomic<bool> quarantined_{false};
   std::atomic<bool> closed_{false};
   std::atomic<bool> dirty_{false};  // writes completed since the last fdatasync was submitted

@@ -174,7 +174,6 @@ void Log::write_header(std::uint32_t region, std::uint64_t sequence, bool must_b
   header->region = region;
   header->sequence = sequence;
   header->epoch = superblock_.epoch;
-  header->prepared_unix_s = unix_now_s();
   seal_page(*header);
   submit(io::Op::kWrite, buffer->data(), kPageBytes, offset_of(region, 0),
          [this, region, sequence, must_be_durable, buffer](const io::IoResult& written) {

@@ -86,8 +86,7 @@ Status Log::recover() {
   std::vector<FoundRegion> found;
   LMCN_RETURN_IF_ERROR(find_regions(*count, found));
   std::sort(found.begin(), found.end(), [](const FoundRegion& a, const FoundRegion& b) { return a.sequence < b.sequence; });
-  drop_twins(found);
-  if (!options_.read_only) LMCN_RETURN_IF_ERROR(fit_into_limit(*count, found));
+  LMCN_RETURN_IF_ERROR(fit_into_limit(*count, found));
 
   std::optional<LoadedCheckpoint> checkpoint = load_checkpoint();
   if (checkpoint) {
@@ -97,15 +96,11 @@ Status Log::recover() {
   for (std::size_t i = 0; i < found.size(); i += kBatch) {
     recover_regions(std::span(found).subspan(i, std::min(kBatch, found.size() - i)), checkpoint ? &*checkpoint : nullptr);
   }
-  if (!options_.read_only && checkpoint_bytes_ > checkpoint_allowance()) {
+  if (checkpoint_bytes_ > checkpoint_allowance()) {
     LMCN_RETURN_IF_ERROR(directory_->remove("index.ckpt"));
     checkpoint_bytes_ = 0;
   }
   settle_recovered(found);
-  if (options_.read_only) {
-    allocated_ = *count;
-    return {};
-  }
   next_region_sequence_ += kSequenceGap;
   next_record_sequence_ += kSequenceGap;
   // L2: headers of clean regions may not have been durable when the last owner died.
@@ -135,20 +130,20 @@ Status Log::find_regions(std::uint32_t count, std::vector<FoundRegion>& found) {
       }
       if (!page_holds(header, kRegionMagic) || header.uuid != uuid_ || header.region != region || header.sequence == 0) {
         // Never used, or lost with its sequence. Space it may hold is given back, so that it is not counted.
-        if (options_.read_only || !data_.punch(region).ok()) regions_[region].state = RegionState::kRetired;
+        if (!data_.punch(region).ok()) regions_[region].state = RegionState::kRetired;
         continue;
       }
       next_region_sequence_ = std::max(next_region_sequence_, header.sequence + 1);
       regions_[region].state = RegionState::kRetired;
-      regions_[region].prepared_unix_s = header.prepared_unix_s;
       if (header.epoch == superblock_.epoch) found.push_back({region, header.sequence});
     }
   }
   return {};
 }
 
-// Sequences are unique: two regions with the same one are both lies. `found` is in their order.
-void Log::drop_twins(std::vector<FoundRegion>& found) {
+// Space first: what does not fit into the limit goes before anything is read. Regions without content, then the oldest.
+Status Log::fit_into_limit(std::uint32_t count, std::vector<FoundRegion>& found) {
+  // Sequences are unique: two regions with the same one are both lies.
   for (std::size_t i = 0; i + 1 < found.size();) {
     if (found[i].sequence != found[i + 1].sequence) {
       ++i;
@@ -157,10 +152,6 @@ void Log::drop_twins(std::vector<FoundRegion>& found) {
     const std::uint64_t twice = found[i].sequence;
     std::erase_if(found, [twice](const FoundRegion& f) { return f.sequence == twice; });
   }
-}
-
-// Space first: what does not fit into the limit goes before anything is read. Regions without content, then the oldest.
-Status Log::fit_into_limit(std::uint32_t count, std::vector<FoundRegion>& found) {
   std::vector<bool> has_content(count);
   for (const FoundRegion& f : found) has_content[f.region] = true;
   std::vector<std::uint32_t> order;  // to be dropped
@@ -230,7 +221,6 @@ void Log::recover_region(const FoundRegion& found, const LoadedCheckpoint* check
     for (const CheckpointEntry& e : checkpoint->of(found.region)) {
       if (e.page < page || e.pages < kMinRecordPages || std::uint64_t{e.page} + e.pages > known->known_pages) continue;
       records.push_back(recovered_record(e.key, e.page, e.pages));
-      records.back().hits = static_cast<std::uint16_t>(std::min<std::uint32_t>(e.hits, 0xFFFF));
       page = e.page + e.pages;
     }
     page = known->known_pages;
@@ -253,7 +243,7 @@ void Log::recover_region(const FoundRegion& found, const LoadedCheckpoint* check
   r.settled_pages = r.next_page;
   std::uint64_t live_bytes = 0;
   for (const Record& record : records) {
-    recovered_.push_back({record.key, Extent{found.region, record.page, record.pages}, record.hits});
+    recovered_.push_back({record.key, Extent{found.region, record.page, record.pages}});
     live_bytes += record.pages * kPageBytes;
   }
   words_[found.region].live_bytes.store(live_bytes, std::memory_order_relaxed);

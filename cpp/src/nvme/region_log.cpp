@@ -63,33 +63,7 @@ class Log::IoOp final : public io::CompletionSink {
   Completion then_;
 };
 
-namespace {
-
-Result<std::unique_ptr<RegionLog>> open_existing(const LogOptions& options, io::IoEngine& engine, LogClient& client) {
-  Result<std::unique_ptr<Directory>> opened = Directory::open_existing(options.directory);
-  if (!opened.ok()) return opened.status();
-  std::unique_ptr<Directory> directory = std::move(opened).value();
-  Result<std::optional<Superblock>> found = load_superblock(*directory, engine);
-  if (!found.ok()) return found.status();
-  if (!found->has_value()) return Status(Code::kNotFound, directory->path() + " holds no store (there is no superblock)");
-  Geometry geometry;
-  geometry.region_bytes = (*found)->region_bytes;
-  if (geometry.region_bytes < 2 * kPageBytes || geometry.region_bytes % kPageBytes != 0 || geometry.region_bytes > 1ull << 43) {
-    return Status(Code::kCorruption, "the superblock of " + directory->path() +
-                                         " says region_bytes=" + std::to_string(geometry.region_bytes) + ", which no store has");
-  }
-  geometry.region_pages = static_cast<std::uint32_t>(geometry.region_bytes / kPageBytes);
-  Result<DataFile> data = DataFile::open(*directory, geometry.region_bytes, options.read_only);
-  if (!data.ok()) return data.status();
-  auto log = std::make_unique<Log>(options, engine, client, std::move(directory), **found, geometry, std::move(data).value());
-  LMCN_RETURN_IF_ERROR(log->recover());
-  return std::unique_ptr<RegionLog>(std::move(log));
-}
-
-}  // namespace
-
 Result<std::unique_ptr<RegionLog>> RegionLog::open(const LogOptions& options, io::IoEngine& engine, LogClient& client) {
-  if (options.read_only) return open_existing(options, engine, client);
   Result<std::unique_ptr<Directory>> opened =
       Directory::open(options.directory, options.lock_wait, options.allow_network_file_system);
   if (!opened.ok()) return opened.status();
@@ -334,8 +308,6 @@ void LogStats::add(const LogStats& other) noexcept {
   stale_reads += other.stale_reads;
   misplaced_reads += other.misplaced_reads;
   file_system_bytes += other.file_system_bytes;
-  life_stored_bytes += other.life_stored_bytes;
-  life_reappended_bytes += other.life_reappended_bytes;
   syncs += other.syncs;
   refused_allocations += other.refused_allocations;
   direct_io = direct_io && other.direct_io;
@@ -361,8 +333,6 @@ LogStats Log::stats() const {
   s.recovered_records = recovered_from_checkpoint_ + recovered_from_footers_ + recovered_from_walk_;
   s.direct_io = data_.direct();
   s.file_system_bytes = geometry_.file_system_bytes;
-  s.life_stored_bytes = stored_bytes_.load(std::memory_order_relaxed);
-  s.life_reappended_bytes = reappended_bytes_.load(std::memory_order_relaxed);
   s.quarantined = quarantined();
   std::lock_guard lock(mutex_);
   s.allocated_bytes = allocated_ * geometry_.region_bytes + checkpoint_bytes_ + kPageBytes;

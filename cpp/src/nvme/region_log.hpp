@@ -36,9 +36,6 @@ struct LogOptions {
   std::uint64_t free_space_floor_bytes = 256ull << 20;   // of the file system, never taken
   std::chrono::milliseconds sync_interval{5'000};        // longest time that acknowledged records stay without fdatasync
   std::chrono::milliseconds evacuation_patience{1'000};  // see LogClient::evacuated()
-  /// For tools: nothing is made, repaired or written, no limit is needed. Then only adopt(), read(), stats() and notes() may be
-  /// called.
-  bool read_only = false;
   bool verify_payload = true;  // false: reads check header, key, namespace, lengths and sequences, not the payload's checksums
   std::chrono::milliseconds io_timeout{30'000};  // a device silent for so long is quarantined; see check_deadlines()
   bool allow_network_file_system = false;        // else kInvalidArgument on NFS, SMB, Ceph, AFS, Lustre, GPFS
@@ -47,7 +44,6 @@ struct LogOptions {
 struct RecoveredRecord {
   ChunkKey key;
   Extent extent;
-  std::uint16_t hits = 0;  // as the last checkpoint had them
 };
 
 /// The store's side of reclaim: called on the log's caller thread (append/maintain), no log lock held. It must not call the log
@@ -68,15 +64,14 @@ struct LogStats {
   std::uint64_t limit_bytes = 0, allocated_bytes = 0, live_record_bytes = 0, regions = 0, clean_regions = 0;
   std::uint64_t appended_records = 0, appended_bytes = 0, write_errors = 0, read_errors = 0, reclaimed_regions = 0;
   std::uint64_t recovered_records = 0, recovered_from_checkpoint = 0, recovered_from_footers = 0, recovered_from_walk = 0;
-  std::uint64_t corrupt_reads = 0;      // bytes that did not verify; not in read_errors
-  std::uint64_t stale_reads = 0;        // another record is there now (the region was reused); neither corrupt nor an error
-  std::uint64_t misplaced_reads = 0;    // a whole record of this life of the region, but of another key or namespace
-  std::uint64_t file_system_bytes = 0;  // size of the file system
-  std::uint64_t life_stored_bytes = 0, life_reappended_bytes = 0;  // of records, also by earlier processes (their last checkpoint)
-  std::uint64_t syncs = 0;                                         // fdatasyncs of the data file that succeeded
-  std::uint64_t refused_allocations = 0;                           // ENOSPC or the free-space floor: regions are reused instead
-  bool direct_io = false;                                          // O_DIRECT, else buffered
-  bool quarantined = false;  // after EIO/ENOSPC/read-only: no more I/O, all lookups of this tier are misses
+  std::uint64_t corrupt_reads = 0;        // bytes that did not verify; not in read_errors
+  std::uint64_t stale_reads = 0;          // another record is there now (the region was reused); neither corrupt nor an error
+  std::uint64_t misplaced_reads = 0;      // a whole record of this life of the region, but of another key or namespace
+  std::uint64_t file_system_bytes = 0;    // size of the file system
+  std::uint64_t syncs = 0;                // fdatasyncs of the data file that succeeded
+  std::uint64_t refused_allocations = 0;  // ENOSPC or the free-space floor: regions are reused instead
+  bool direct_io = false;                 // O_DIRECT, else buffered
+  bool quarantined = false;               // after EIO/ENOSPC/read-only: no more I/O, all lookups of this tier are misses
 
   /// Adds another path's. direct_io holds if it does for both, quarantined if it does for one.
   void add(const LogStats& other) noexcept;
@@ -88,7 +83,7 @@ class RegionLog {
  public:
   using WriteDone = std::function<void(const Status&, Extent)>;  // on an I/O thread
   using ReadDone = std::function<void(const Status&)>;           // on an I/O thread, or on the caller's when nothing could be read
-  using EntrySink = std::function<void(const ChunkKey&, Extent, std::uint16_t hits)>;
+  using EntrySink = std::function<void(const ChunkKey&, Extent)>;
   using EntrySource = std::function<void(const EntrySink&)>;
 
   /// kLocked (message has the owner's pid), kFormatVersion, kInvalidArgument (path, limit), kIoError.
@@ -103,9 +98,8 @@ class RegionLog {
   /// seal_slot() with its sequences, then writes header and payload as one contiguous I/O. kResourceExhausted: no clean region
   /// yet (the caller drops or retries later); kUnavailable: quarantined or closed; kInvalidArgument: not a slot image of that
   /// length. `done` runs exactly once if append() is ok, else never; within a region not before all earlier writes ended, so
-  /// that a walk after a crash comes to every acknowledged record. kAborted: clear() came in between. `again`: its earlier record
-  /// was reclaimed; for the counters only.
-  virtual Status append(std::byte* image, std::uint64_t image_bytes, std::uint32_t cookie, WriteDone done, bool again = false) = 0;
+  /// that a walk after a crash comes to every acknowledged record. kAborted: clear() came in between.
+  virtual Status append(std::byte* image, std::uint64_t image_bytes, std::uint32_t cookie, WriteDone done) = 0;
 
   /// Reads a record whole into `image` (>= extent.pages*4096 bytes). `done` gets kCorruption unless the region kept its
   /// sequence and verify_slot() holds for key and ns; the payload must not be used otherwise. kInvalidArgument: an extent that

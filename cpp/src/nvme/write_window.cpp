@@ -17,10 +17,6 @@ void shift(std::array<std::uint64_t, WriteWindow::kHours>& bytes, std::uint64_t 
 
 }  // namespace
 
-std::int64_t unix_now_s() {
-  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
-}
-
 void WriteWindow::roll(Clock::time_point now) const {
   if (hour_began_ == Clock::time_point{}) hour_began_ = now;
   const auto passed = std::max<std::int64_t>(0, (now - hour_began_) / kHour);

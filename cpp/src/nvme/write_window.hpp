@@ -34,7 +34,4 @@ class WriteWindow {
   mutable std::array<std::uint64_t, kHours> bytes_{};
 };
 
-/// The wall clock.
-std::int64_t unix_now_s();
-
 }  // namespace lmcn::nvme

@@ -173,7 +173,7 @@ TEST_F(Limit, CheckpointThatDoesNotFitIsNotWritten) {
   open();
   put_many(0, 23 * 7 * 5, 4 * kKiB);
   const Status status = log->checkpoint([&](const RegionLog::EntrySink& sink) {
-    for (std::uint32_t i = 0; i < 100'000; ++i) sink(key_of(0), Extent{i % 7, 1, 2}, 0);
+    for (std::uint32_t i = 0; i < 100'000; ++i) sink(key_of(0), Extent{i % 7, 1, 2});
   });
   EXPECT_EQ(status.code(), Code::kResourceExhausted) << status.to_string();
   EXPECT_FALSE(std::filesystem::exists(file("index.ckpt.tmp")));

@@ -175,7 +175,7 @@ class LogFixture : public testing::Test, public LogClient {
 
   RegionLog::EntrySource entries() {
     return [this](const RegionLog::EntrySink& sink) {
-      for (const auto& [id, extent] : index) sink(key_of(id), extent, 0);
+      for (const auto& [id, extent] : index) sink(key_of(id), extent);
     };
   }
   Status checkpoint() { return log->checkpoint(entries()); }

@@ -57,7 +57,7 @@ TEST_F(Recovery, CheckpointOfAnIndexThatWasCollectedEarlier) {
   const auto before = index;
   ASSERT_TRUE(put(3).ok());  // delivered after the writer's last call began
   const Status written = log->checkpoint([&](const RegionLog::EntrySink& sink) {
-    for (const auto& [id, extent] : before) sink(key_of(id), extent, 0);
+    for (const auto& [id, extent] : before) sink(key_of(id), extent);
   });
   ASSERT_TRUE(written.ok()) << written.to_string();
   kill_and_open();
