@@ -2,6 +2,7 @@
 
 #include <xxhash.h>
 
+#include <chrono>
 #include <cstring>
 
 namespace lmcn::nvme {
@@ -19,6 +20,11 @@ void StreamChecksum::update(const void* data, std::size_t bytes) noexcept {
 }
 std::uint64_t StreamChecksum::digest() const noexcept {
   return XXH3_64bits_digest(&state_->xxh);
+}
+
+std::uint64_t unix_seconds_now() noexcept {
+  return static_cast<std::uint64_t>(
+      std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count());
 }
 
 std::uint64_t checksum_bytes(const void* data, std::size_t bytes) noexcept {

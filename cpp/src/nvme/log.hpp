@@ -30,6 +30,7 @@
 #include "nvme/directory.hpp"
 #include "nvme/format.hpp"
 #include "nvme/geometry.hpp"
+#include "nvme/recovery.hpp"
 #include "nvme/region_log.hpp"
 
 namespace lmcn::nvme {
@@ -54,6 +55,7 @@ struct Record {
   std::uint32_t page = 0;
   std::uint32_t pages = 0;
   std::uint32_t cookie = 0;
+  bool again = false;  // see append()
   WriteState state = WriteState::kPending;
   RegionLog::WriteDone done;  // empty once delivered
   Status failure;
@@ -103,7 +105,7 @@ class Log final : public RegionLog {
   void adopt(const std::function<std::uint32_t(const RecoveredRecord&)>& f) override;
 
   // --- append.cpp
-  Status append(std::byte* image, std::uint64_t image_bytes, std::uint32_t cookie, WriteDone done) override;
+  Status append(std::byte* image, std::uint64_t image_bytes, std::uint32_t cookie, WriteDone done, bool again) override;
 
   // --- region_log.cpp
   void read(Extent extent, std::byte* image, const ChunkKey& key, const NamespaceId& ns, ReadDone done) override;
@@ -111,6 +113,7 @@ class Log final : public RegionLog {
   Status clear() override;
   Status close(const EntrySource& entries) override;
   LogStats stats() const override;
+  LifetimeTotals lifetime() const;
   bool quarantined() const noexcept override { return quarantined_.load(std::memory_order_acquire); }
   std::string quarantine_reason() const override;
   std::vector<std::string> notes() const override;
@@ -129,8 +132,6 @@ class Log final : public RegionLog {
  private:
   using Completion = std::function<void(const io::IoResult&)>;
   class IoOp;
-  struct FoundRegion;
-  struct LoadedCheckpoint;
 
   // --- region_log.cpp
   void submit(io::Op op, std::byte* data, std::uint64_t bytes, std::uint64_t offset, Completion then);
@@ -182,19 +183,12 @@ class Log final : public RegionLog {
   }
 
   // --- recovery.cpp
-  Status find_regions(std::uint32_t count, std::vector<FoundRegion>& found);
+  Status find_regions(StoreReader& reader, std::uint32_t count, std::vector<FoundRegion>& found);
   Status fit_into_limit(std::uint32_t count, std::vector<FoundRegion>& found);
-  void recover_regions(std::span<const FoundRegion> found, const LoadedCheckpoint* checkpoint);
-  void recover_region(const FoundRegion& found, const LoadedCheckpoint* checkpoint, const std::byte* last_page);
-  bool read_footer(const FoundRegion& found, const std::byte* last_page, std::uint32_t from_page, std::vector<Record>& records);
-  std::uint32_t walk(const FoundRegion& found, std::uint32_t from_page, std::vector<Record>& records);
+  void recover_region(const FoundRegion& found, const RegionContents& contents);
   void settle_recovered(std::span<const FoundRegion> found);
-  io::IoResult read_now(std::byte* data, std::uint64_t bytes, std::uint64_t offset);
-  /// Reads one page at each offset, many at once.
-  std::vector<io::IoResult> read_pages(const std::vector<std::uint64_t>& offsets, PageBuffer& pages);
 
   // --- checkpoint.cpp
-  std::optional<LoadedCheckpoint> load_checkpoint();
   std::uint64_t checkpoint_allowance() const;  // bytes that checkpoints may take, old and new together
 
   const LogOptions options_;
@@ -206,6 +200,7 @@ class Log final : public RegionLog {
   const Geometry geometry_;
   DataFile data_;
   std::vector<std::string> notes_;
+  LifetimeTotals totals_before_;  // of the owners before; set by recover()
 
   InFlight in_flight_;
   std::atomic<bool> quarantined_{false};
@@ -232,7 +227,8 @@ class Log final : public RegionLog {
   std::vector<RecoveredRecord> recovered_;  // until adopt()
 
   struct Counters {
-    std::atomic<std::uint64_t> appended_records{0}, appended_bytes{0}, write_errors{0}, read_errors{0}, reclaimed_regions{0};
+    std::atomic<std::uint64_t> appended_records{0}, appended_bytes{0}, reappended_bytes{0}, write_errors{0}, read_errors{0};
+    std::atomic<std::uint64_t> reclaimed_regions{0};
     std::atomic<std::uint64_t> corrupt_reads{0}, stale_reads{0}, syncs{0}, refused_allocations{0}, failed_reads_in_a_row{0};
   } counters_;
   std::uint64_t recovered_from_checkpoint_ = 0, recovered_from_footers_ = 0, recovered_from_walk_ = 0;

@@ -101,7 +101,8 @@ bool StoreCore::demote_next(std::unique_lock<std::mutex>& lock) {
     const EntryId id = record.entry;
     Entry& entry = index.entry(id);
     if ((entry.flags & kDirty) == 0) continue;
-    entry.flags = kWriting;
+    const bool again = (entry.flags & kAgain) != 0;
+    entry.flags = static_cast<std::uint8_t>(kWriting | (entry.flags & kAgain));
     ++record.pins;
     ++demotions_in_flight;
     const std::uint64_t epoch = clear_epoch;
@@ -111,8 +112,8 @@ bool StoreCore::demote_next(std::unique_lock<std::mutex>& lock) {
     const auto done = [this, item, id, epoch](const Status& status, Extent extent) {
       finish_demotion(item.slot, id, epoch, status, extent);
     };
-    Status appended = log->append(at, bytes, id, done);
-    if (appended.code() == Code::kResourceExhausted && log->maintain().ok()) appended = log->append(at, bytes, id, done);
+    Status appended = log->append(at, bytes, id, done, again);
+    if (appended.code() == Code::kResourceExhausted && log->maintain().ok()) appended = log->append(at, bytes, id, done, again);
     if (appended.code() == Code::kResourceExhausted) {
       lock.lock();
       return put_back(lock, item, id, epoch, appended);
@@ -137,7 +138,8 @@ bool StoreCore::put_back(std::unique_lock<std::mutex>& lock, const DirtyItem& it
     lock.lock();
     return true;
   }
-  index.entry(id).flags = kDirty;
+  Entry& entry = index.entry(id);
+  entry.flags = static_cast<std::uint8_t>(kDirty | (entry.flags & kAgain));
   --demotions_in_flight;
   dirty_queue.push_front(item);
   unpin(item.slot);
@@ -197,6 +199,7 @@ void StoreCore::on_reclaim(std::uint32_t region, std::span<const std::uint32_t> 
     if (again) {
       room -= bytes;
       mark_dirty(id);
+      entry.flags = static_cast<std::uint8_t>(entry.flags | kAgain);
     } else {
       erase_if_nowhere(id);
     }
@@ -223,15 +226,17 @@ Status StoreCore::flush(std::chrono::milliseconds deadline) {
 Status StoreCore::write_checkpoint() {
   constexpr EntryId kSlice = 4096;
   constexpr auto kSlicePause = std::chrono::microseconds(50);
-  std::vector<std::pair<ChunkKey, Extent>> entries;
-  std::vector<std::pair<ChunkKey, Extent>> slice;
+  std::vector<nvme::RecoveredRecord> entries;
+  std::vector<nvme::RecoveredRecord> slice;
   slice.reserve(kSlice);
   std::unique_lock lock(mu);
   const std::uint64_t epoch = clear_epoch;
   log_changed = false;
   for (EntryId from = 0; from < index.end_id(); from += kSlice) {
     for (EntryId id = from; id < std::min<EntryId>(from + kSlice, index.end_id()); ++id) {
-      if (index.live(id) && index.entry(id).extent.valid()) slice.emplace_back(index.entry(id).key, index.entry(id).extent);
+      if (!index.live(id)) continue;
+      const Entry& entry = index.entry(id);
+      if (entry.extent.valid()) slice.push_back({entry.key, entry.extent, entry.hits});
     }
     lock.unlock();
     entries.insert(entries.end(), slice.begin(), slice.end());
@@ -241,8 +246,8 @@ Status StoreCore::write_checkpoint() {
     if (clear_epoch != epoch) return Status();  // the log is about to be cleared too
   }
   lock.unlock();
-  return log->checkpoint([&](const std::function<void(const ChunkKey&, Extent)>& sink) {
-    for (const auto& [key, extent] : entries) sink(key, extent);
+  return log->checkpoint([&](const nvme::RegionLog::EntrySink& sink) {
+    for (const auto& [key, extent, hits] : entries) sink(key, extent, hits);
   });
 }
 

@@ -49,6 +49,7 @@ struct SlotRecord {
 
 inline constexpr std::uint8_t kDirty = 1;    // Entry::flags: queued for NVMe
 inline constexpr std::uint8_t kWriting = 2;  // Entry::flags: append under way
+inline constexpr std::uint8_t kAgain = 4;    // Entry::flags: with one of these, written again after a reclaim
 
 class RequestImpl;
 
