@@ -36,6 +36,9 @@ class Directory {
   /// Makes the directory (0700, parents too) when absent. kInvalidArgument: not a directory, a symbolic link, another user's,
   /// or open to others. kLocked: after `lock_wait`, with the owner's pid.
   static Result<std::unique_ptr<Directory>> open(const std::string& path, std::chrono::milliseconds lock_wait);
+  /// For tools: one that is there, with its lock taken at once or kLocked; makes and writes nothing. Refuses what open() refuses.
+  /// kNotFound: no such directory, or no LOCK in it. `exclusive` keeps other tools out too.
+  static Result<std::unique_ptr<Directory>> open_existing(const std::string& path, bool exclusive);
   ~Directory();
   /// Lets another process have it; nothing may be written afterwards.
   void unlock() noexcept;
@@ -53,6 +56,7 @@ class Directory {
 
  private:
   Directory(std::string path, Fd fd) : path_(std::move(path)), fd_(std::move(fd)) {}
+  static Result<std::unique_ptr<Directory>> open_unlocked(const std::string& path);
   Status lock(std::chrono::milliseconds wait);
 
   std::string path_;

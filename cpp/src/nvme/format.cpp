@@ -39,6 +39,23 @@ std::uint64_t footer_checksum(const FooterEntry* entries, std::size_t count, con
   return XXH3_64bits_digest(&state);
 }
 
+PageBuffer make_footer(std::span<const FooterEntry> entries, const Uuid& uuid, std::uint64_t region_sequence,
+                       std::uint64_t last_record_sequence) {
+  const std::uint32_t pages = footer_pages(entries.size());
+  PageBuffer buffer(pages);
+  if (!entries.empty()) std::memcpy(buffer.data(), entries.data(), entries.size_bytes());
+  auto* trailer = reinterpret_cast<FooterTrailer*>(buffer.data() + buffer.bytes() - sizeof(FooterTrailer));
+  trailer->magic = kFooterMagic;
+  trailer->format = kFormatVersion;
+  trailer->footer_pages = pages;
+  trailer->uuid = uuid;
+  trailer->sequence = region_sequence;
+  trailer->last_record_sequence = last_record_sequence;
+  trailer->record_count = static_cast<std::uint32_t>(entries.size());
+  trailer->checksum = footer_checksum(entries.data(), entries.size(), *trailer);
+  return buffer;
+}
+
 PageBuffer::PageBuffer(std::uint64_t pages)
     : bytes_(pages * kPageBytes), memory_(static_cast<std::byte*>(::operator new[](bytes_, std::align_val_t{kPageBytes}))) {
   std::memset(memory_.get(), 0, bytes_);

@@ -204,6 +204,11 @@ bool page_holds(const Page& page, std::uint64_t magic) noexcept {
 
 std::uint64_t footer_checksum(const FooterEntry* entries, std::size_t count, const FooterTrailer& trailer) noexcept;
 
+class PageBuffer;
+/// A whole footer. `entries` ascend by page.
+PageBuffer make_footer(std::span<const FooterEntry> entries, const Uuid& uuid, std::uint64_t region_sequence,
+                       std::uint64_t last_record_sequence);
+
 /// 4 KiB-aligned memory for O_DIRECT, zeroed.
 class PageBuffer {
  public:
