@@ -15,4 +15,5 @@ NB_MODULE(_native, module) {
   init_store(module);
   init_attach(module);
   init_paged_copy(module);
+  init_inspect(module);
 }

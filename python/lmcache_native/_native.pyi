@@ -3,10 +3,10 @@ lmcache-native's C++ core. Import lmcache_native, which re-exports all of it.
 """
 
 import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import enum
 import types
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import lmcache_native._types
 
@@ -620,3 +620,23 @@ class PagedCopier:
     @property
     def name(self) -> str:
         """'host' or 'cuda-memcpy'."""
+
+def inspect_store(path: str, namespaces: bool = False) -> dict[str, Any]:
+    """
+    What a store directory that nobody has open holds. Writes nothing, reads no payload; with `namespaces` one page per record.
+    Locked names the pid of whoever has it open; NotFound, InvalidArgument, FormatVersion, Corruption: not a store that can be read.
+    Times are seconds since 1970, 0 where unknown.
+    """
+
+def verify_store(path: str, progress: Callable[[int, int, int, int], None] | None = None) -> dict[str, Any]:
+    """
+    Reads every record of a store directory that nobody has open and checks it as a load would. Writes nothing. `bad` has what does not hold.
+    progress(records, of_records, bytes, of_bytes): about ten times a second; what it raises, or a signal's handler, ends the call.
+    Errors as of inspect_store().
+    """
+
+def clear_store(path: str, *, older_than_s: int | None = None, namespace: bytes | None = None) -> dict[str, Any]:
+    """
+    Takes records out of a store directory that nobody has open, for good: all of them, or those of regions opened at least older_than_s
+    ago, or those of one namespace (32 bytes). Errors as of inspect_store(); after IoError call it again.
+    """

@@ -25,7 +25,7 @@ Status Log::check_image(const std::byte* image, std::uint64_t bytes) const {
   return {};
 }
 
-Status Log::append(std::byte* image, std::uint64_t bytes, std::uint32_t cookie, WriteDone done) {
+Status Log::append(std::byte* image, std::uint64_t bytes, std::uint32_t cookie, WriteDone done, bool again) {
   LMCN_RETURN_IF_ERROR(usable());
   LMCN_RETURN_IF_ERROR(check_image(image, bytes));
   const auto pages = static_cast<std::uint32_t>(bytes / kPageBytes);
@@ -45,6 +45,7 @@ Status Log::append(std::byte* image, std::uint64_t bytes, std::uint32_t cookie, 
     record.page = page;
     record.pages = pages;
     record.cookie = cookie;
+    record.again = again;
     record.done = std::move(done);
     r.records.push_back(std::move(record));
     r.next_page += pages;
@@ -185,6 +186,7 @@ bool Log::next_delivery(std::uint32_t region, Delivery& delivery) {
   words_[region].live_bytes.fetch_add(bytes, std::memory_order_relaxed);
   counters_.appended_records.fetch_add(1, std::memory_order_relaxed);
   counters_.appended_bytes.fetch_add(bytes, std::memory_order_relaxed);
+  if (record.again) counters_.reappended_bytes.fetch_add(bytes, std::memory_order_relaxed);
   return true;
 }
 

@@ -1,4 +1,6 @@
 // index.ckpt: what the caller's index says is on NVMe, so that open() need not read all footers.
+#include "nvme/checkpoint.hpp"
+
 #include <fcntl.h>
 #include <sys/stat.h>
 
@@ -6,59 +8,35 @@
 #include <cerrno>
 #include <cstring>
 
-#include "nvme/loaded_checkpoint.hpp"
+#include "nvme/geometry.hpp"
 #include "nvme/log.hpp"
 
 namespace lmcn::nvme {
-namespace {
 
-constexpr std::size_t kChunkBytes = 1 << 20;
-
-// Collects bytes and writes them in large pieces after the header page.
-class BodyWriter {
- public:
-  BodyWriter(FileReplacement& file, std::function<Status(std::uint64_t)> admit) : file_(file), admit_(std::move(admit)) {
-    buffer_.reserve(kChunkBytes);
-  }
-
-  template <class T>
-  void add(const T& item) {
-    if (buffer_.size() + sizeof item > kChunkBytes) flush();
-    const auto* bytes = reinterpret_cast<const std::byte*>(&item);
-    buffer_.insert(buffer_.end(), bytes, bytes + sizeof item);
-  }
-  /// The first failure, if any.
-  Status finish(CheckpointHeader& header) {
-    flush();
-    header.body_checksum = checksum_.digest();
-    return status_;
-  }
-  std::uint64_t file_bytes() const noexcept { return offset_; }
-
- private:
-  void flush() {
-    if (status_.ok()) status_ = admit_(offset_ + buffer_.size());
-    if (status_.ok()) {
-      checksum_.update(buffer_.data(), buffer_.size());
-      status_ = file_.write_at(offset_, buffer_);
-      offset_ += buffer_.size();
-    }
-    buffer_.clear();
-  }
-
-  FileReplacement& file_;
-  std::function<Status(std::uint64_t)> admit_;
-  std::vector<std::byte> buffer_;
-  StreamChecksum checksum_;
-  std::uint64_t offset_ = kPageBytes;
-  Status status_;
-};
-
-std::int64_t unix_now_s() {
-  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+CheckpointWriter::CheckpointWriter(FileReplacement& file, std::function<Status(std::uint64_t)> admit)
+    : file_(file), admit_(std::move(admit)) {
+  buffer_.reserve(kChunkBytes);
 }
 
-}  // namespace
+void CheckpointWriter::flush() {
+  if (status_.ok()) status_ = admit_(offset_ + buffer_.size());
+  if (status_.ok()) {
+    checksum_.update(buffer_.data(), buffer_.size());
+    status_ = file_.write_at(offset_, buffer_);
+    offset_ += buffer_.size();
+  }
+  buffer_.clear();
+}
+
+Status CheckpointWriter::commit(CheckpointHeader& header) {
+  flush();
+  LMCN_RETURN_IF_ERROR(status_);
+  header.magic = kCheckpointMagic;
+  header.body_checksum = checksum_.digest();
+  seal_page(header);
+  LMCN_RETURN_IF_ERROR(file_.write_at(0, std::as_bytes(std::span(&header, 1))));
+  return file_.commit();
+}
 
 std::uint64_t Log::checkpoint_allowance() const {
   return options_.limit_bytes - overhead_bytes(options_.limit_bytes) - geometry_.max_regions * geometry_.region_bytes;
@@ -87,7 +65,7 @@ Status Log::checkpoint(const EntrySource& entries) {
   Result<FileReplacement> file = FileReplacement::create(*directory_, engine_, "index.ckpt", &in_flight_);
   if (!file.ok()) return lose_checkpoint(file.status());
   const std::uint64_t allowance = checkpoint_allowance();
-  BodyWriter body(*file, [&](std::uint64_t bytes) -> Status {
+  CheckpointWriter body(*file, [&](std::uint64_t bytes) -> Status {
     if (bytes + old_bytes > allowance && old_bytes != 0) {
       LMCN_RETURN_IF_ERROR(directory_->remove("index.ckpt"));
       std::lock_guard lock(mutex_);
@@ -98,29 +76,27 @@ Status Log::checkpoint(const EntrySource& entries) {
                                           " bytes, which is what limit_bytes leaves for it"};
   });
   CheckpointHeader header{};
-  header.magic = kCheckpointMagic;
   header.uuid = uuid_;
   header.epoch = superblock_.epoch;
   header.next_region_sequence = next_region_sequence_;
   header.next_record_sequence = next_record_sequence_;
   header.region_count = region_count_;
-  header.hours = written_.saved(unix_now_s());
-  entries([&](const ChunkKey& key, Extent extent) {
+  header.totals = lifetime();
+  header.limit_bytes = options_.limit_bytes;
+  header.hours = written_.saved(static_cast<std::int64_t>(unix_seconds_now()));
+  entries({[&](const ChunkKey& key, Extent extent, std::uint16_t hits) {
     if (extent.region >= region_count_ || table[extent.region].sequence == 0) return;
-    body.add(CheckpointEntry{key, extent.region, extent.page, extent.pages, 0});
+    body.add(CheckpointEntry{key, extent.region, extent.page, extent.pages, hits, 0});
     ++header.entry_count;
     // WriteDones run in a region's order: the snapshot that has this record has, or has forgotten, all before it.
     CheckpointRegion& region = table[extent.region];
     region.known_pages = std::max(region.known_pages, extent.page + extent.pages);
-  });
+  }});
   for (std::uint32_t i = 0; i < region_count_; ++i) {
     if (table[i].sealed != 0 && table[i].known_pages != end_pages[i]) table[i].sealed = 0;
     body.add(table[i]);
   }
-  Status status = body.finish(header);
-  seal_page(header);
-  if (status.ok()) status = file->write_at(0, std::as_bytes(std::span(&header, 1)));
-  if (status.ok()) status = file->commit();
+  Status status = body.commit(header);
   if (!status.ok()) return lose_checkpoint(std::move(status));
   written_.add(body.file_bytes());
   std::lock_guard lock(mutex_);
@@ -135,15 +111,16 @@ Status Log::lose_checkpoint(Status why) {
   return why;
 }
 
-std::optional<Log::LoadedCheckpoint> Log::load_checkpoint() {
-  Result<Fd> fd = directory_->open_file("index.ckpt", O_RDONLY);
+CheckpointFile load_checkpoint(const Directory& directory, io::IoEngine& engine, const Superblock& superblock) {
+  CheckpointFile out;
+  const Result<Fd> fd = directory.open_file("index.ckpt", O_RDONLY);
   if (!fd.ok()) {
-    if (fd.status().code() != Code::kNotFound) note("index.ckpt not used: " + fd.status().message());
-    return std::nullopt;
+    if (fd.status().code() != Code::kNotFound) out.why_not = fd.status().message();
+    return out;
   }
-  const auto unusable = [this](const std::string& why) {
-    note("index.ckpt not used (" + why + "): reading footers");
-    return std::nullopt;
+  const auto unusable = [&out](std::string why) {
+    out.why_not = std::move(why);
+    return std::move(out);
   };
   const auto read = [&](void* data, std::uint64_t bytes, std::uint64_t offset) {
     io::IoRequest request;
@@ -151,35 +128,35 @@ std::optional<Log::LoadedCheckpoint> Log::load_checkpoint() {
     request.data = static_cast<std::byte*>(data);
     request.bytes = bytes;
     request.offset = offset;
-    return io::run_sync(engine_, request).status("read " + directory_->path_of("index.ckpt"));
+    return io::run_sync(engine, request).status("read " + directory.path_of("index.ckpt"));
   };
   struct stat file{};
   if (::fstat(fd->get(), &file) != 0) return unusable(Status::from_errno(errno, "fstat").message());
-  checkpoint_bytes_ = static_cast<std::uint64_t>(file.st_size);
+  out.bytes = static_cast<std::uint64_t>(file.st_size);
 
-  CheckpointHeader header;
+  LoadedCheckpoint loaded;
+  CheckpointHeader& header = loaded.header;
   if (const Status status = read(&header, sizeof header, 0); !status.ok()) return unusable(status.message());
   if (!page_holds(header, kCheckpointMagic)) return unusable("its header does not hold");
-  if (header.uuid != uuid_) return unusable("it is of another store");
-  written_.restore(header.hours, unix_now_s());
-  if (header.epoch != superblock_.epoch) return unusable("it is older than the last clear");
-  const std::uint64_t body_bytes = checkpoint_bytes_ - sizeof header;
+  if (header.uuid != superblock.uuid) return unusable("it is of another store");
+  out.totals = header.totals;
+  out.limit_bytes = header.limit_bytes;
+  out.hours = header.hours;
+  if (header.epoch != superblock.epoch) return unusable("it is older than the last clear");
+  const std::uint64_t body_bytes = out.bytes - sizeof header;
   const std::uint64_t table_bytes = header.region_count * sizeof(CheckpointRegion);
   if (table_bytes > body_bytes || header.entry_count != (body_bytes - table_bytes) / sizeof(CheckpointEntry) ||
       (body_bytes - table_bytes) % sizeof(CheckpointEntry) != 0) {
     return unusable("its length does not hold");
   }
-  LoadedCheckpoint loaded;
-  loaded.next_region_sequence = header.next_region_sequence;
-  loaded.next_record_sequence = header.next_record_sequence;
   loaded.regions.resize(header.region_count);
   loaded.entries.resize(header.entry_count);
   const std::uint64_t entry_bytes = body_bytes - table_bytes;
   if (const Status status = read(loaded.regions.data(), table_bytes, sizeof header + entry_bytes); !status.ok())
     return unusable(status.message());
   auto* entries = reinterpret_cast<std::byte*>(loaded.entries.data());
-  for (std::uint64_t at = 0; at < entry_bytes; at += kChunkBytes) {
-    const std::uint64_t piece = std::min<std::uint64_t>(kChunkBytes, entry_bytes - at);
+  for (std::uint64_t at = 0; at < entry_bytes; at += CheckpointWriter::kChunkBytes) {
+    const std::uint64_t piece = std::min<std::uint64_t>(CheckpointWriter::kChunkBytes, entry_bytes - at);
     if (const Status status = read(entries + at, piece, sizeof header + at); !status.ok()) return unusable(status.message());
   }
   StreamChecksum checksum;
@@ -189,7 +166,8 @@ std::optional<Log::LoadedCheckpoint> Log::load_checkpoint() {
   std::sort(loaded.entries.begin(), loaded.entries.end(), [](const CheckpointEntry& a, const CheckpointEntry& b) {
     return a.region != b.region ? a.region < b.region : a.page < b.page;
   });
-  return loaded;
+  out.loaded = std::move(loaded);
+  return out;
 }
 
 }  // namespace lmcn::nvme

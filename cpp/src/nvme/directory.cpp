@@ -4,10 +4,14 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <cstdio>
+#include <fstream>
+#include <string>
 #include <thread>
 
 namespace lmcn::nvme {
@@ -40,7 +44,20 @@ Status make_directories(const std::string& path) {
   }
 }
 
+// The kernel's word where it gives one: a tool that only looks leaves no pid in the file.
 std::string lock_owner(int fd) {
+  struct stat found{};
+  std::ifstream locks("/proc/locks");
+  if (::fstat(fd, &found) == 0) {
+    char place[64];
+    std::snprintf(place, sizeof place, "%02x:%02x:%ju", ::major(found.st_dev), ::minor(found.st_dev),
+                  static_cast<std::uintmax_t>(found.st_ino));
+    // "1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF"; waiting ones have "->" after the number.
+    for (std::string number, kind, mode, access, pid, where, rest; locks >> number >> kind >> mode >> access >> pid >> where;) {
+      std::getline(locks, rest);
+      if (kind == "FLOCK" && where == place && pid != "0" && pid[0] != '-') return pid;
+    }
+  }
   char text[32] = {};
   const ssize_t n = ::pread(fd, text, sizeof text - 1, 0);
   std::string pid;
@@ -80,6 +97,34 @@ Result<std::unique_ptr<Directory>> Directory::open(const std::string& path, std:
   std::string name = path;
   while (name.size() > 1 && name.back() == '/') name.pop_back();  // "link/" would be followed
   LMCN_RETURN_IF_ERROR(make_directories(name));
+  Result<std::unique_ptr<Directory>> directory = open_unlocked(name, allow_network);
+  if (!directory.ok()) return directory;
+  LMCN_RETURN_IF_ERROR((*directory)->lock(lock_wait));
+  return directory;
+}
+
+Result<std::unique_ptr<Directory>> Directory::open_existing(const std::string& path, bool exclusive) {
+  if (path.empty()) return Status(Code::kInvalidArgument, "store directory: empty path");
+  std::string name = path;
+  while (name.size() > 1 && name.back() == '/') name.pop_back();
+  Result<std::unique_ptr<Directory>> directory = open_unlocked(name, true);
+  if (!directory.ok()) return directory;
+  Result<Fd> lock = (*directory)->open_file("LOCK", O_RDONLY);
+  if (lock.status().code() == Code::kNotFound) {
+    return Status(Code::kNotFound, name + " is not a store directory: it has no LOCK file");
+  }
+  if (!lock.ok()) return lock.status();
+  while (::flock(lock->get(), (exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB) != 0) {
+    if (errno == EINTR) continue;
+    if (errno != EWOULDBLOCK) return Status::from_errno(errno, "flock " + (*directory)->path_of("LOCK"));
+    return Status(Code::kLocked,
+                  "store directory " + name + " is in use by pid " + lock_owner(lock->get()) + "; stop that process first");
+  }
+  (*directory)->lock_ = std::move(lock).value();
+  return directory;
+}
+
+Result<std::unique_ptr<Directory>> Directory::open_unlocked(const std::string& name, bool allow_network) {
   Fd fd = Fd::opened([&] { return ::open(name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC); });
   if (!fd.valid()) {
     const int error = errno;
@@ -88,6 +133,7 @@ Result<std::unique_ptr<Directory>> Directory::open(const std::string& path, std:
       return Status(Code::kInvalidArgument, "store directory " + name + " is a symbolic link; name the directory itself");
     }
     if (error == ENOTDIR) return Status(Code::kInvalidArgument, "store directory " + name + " is not a directory");
+    if (error == ENOENT) return Status::from_errno(error, "no such directory: " + name, Code::kNotFound);
     return Status::from_errno(error, "cannot open the store directory " + name);
   }
   struct statfs file_system{};
@@ -108,9 +154,7 @@ Result<std::unique_ptr<Directory>> Directory::open(const std::string& path, std:
     return Status(Code::kInvalidArgument, "store directory " + name + " has mode " + octal(found.st_mode) +
                                               ", it must be private (0700): chmod 700 it, or name one that does not exist yet");
   }
-  std::unique_ptr<Directory> directory(new Directory(name, std::move(fd)));
-  LMCN_RETURN_IF_ERROR(directory->lock(lock_wait));
-  return directory;
+  return std::unique_ptr<Directory>(new Directory(name, std::move(fd)));
 }
 
 Status Directory::lock(std::chrono::milliseconds wait) {

@@ -35,6 +35,9 @@ class Directory {
   /// `allow_network`. kLocked: after `lock_wait`, with the owner's pid.
   static Result<std::unique_ptr<Directory>> open(const std::string& path, std::chrono::milliseconds lock_wait,
                                                  bool allow_network = false);
+  /// For tools: one that is there, with its lock taken at once or kLocked; makes and writes nothing. Refuses what open() refuses.
+  /// kNotFound: no such directory, or no LOCK in it. `exclusive` keeps other tools out too.
+  static Result<std::unique_ptr<Directory>> open_existing(const std::string& path, bool exclusive);
   ~Directory();
   /// Lets another process have it; nothing may be written afterwards.
   void unlock() noexcept;
@@ -53,6 +56,7 @@ class Directory {
 
  private:
   Directory(std::string path, Fd fd) : path_(std::move(path)), fd_(std::move(fd)) {}
+  static Result<std::unique_ptr<Directory>> open_unlocked(const std::string& name, bool allow_network);
   Status lock(std::chrono::milliseconds wait);
 
   std::string path_;

@@ -42,12 +42,14 @@ struct Superblock {
   std::uint64_t region_bytes;    // for the life of the store
   std::uint64_t epoch;           // raised by clear(); regions of another epoch are empty
   std::uint64_t sequence_floor;  // region and record sequences below it were given out before the last clear()
-  std::uint8_t reserved[kPageChecksumOffset - 56];
+  std::uint64_t created_unix_s;  // 0: unknown
+  std::uint8_t reserved[kPageChecksumOffset - 64];
   std::uint64_t checksum;
 };
 static_assert(sizeof(Superblock) == kPageBytes);
 static_assert(offsetof(Superblock, format) == 8 && offsetof(Superblock, uuid) == 16 && offsetof(Superblock, region_bytes) == 32);
-static_assert(offsetof(Superblock, epoch) == 40 && offsetof(Superblock, sequence_floor) == 48);
+static_assert(offsetof(Superblock, epoch) == 40 && offsetof(Superblock, sequence_floor) == 48 &&
+              offsetof(Superblock, created_unix_s) == 56);
 static_assert(offsetof(Superblock, checksum) == kPageChecksumOffset);
 
 struct RegionHeader {
@@ -57,14 +59,16 @@ struct RegionHeader {
   Uuid uuid;
   std::uint32_t region;  // its own number: a misplaced write is noticed
   std::uint32_t reserved0;
-  std::uint64_t sequence;  // unique in the store's life, raised before each reuse
-  std::uint64_t epoch;
-  std::uint8_t reserved[kPageChecksumOffset - 56];
+  std::uint64_t sequence;       // unique in the store's life, raised before each reuse
+  std::uint64_t epoch;          // 0: cleared alone
+  std::uint64_t opened_unix_s;  // when it was prepared for its records; 0: unknown
+  std::uint8_t reserved[kPageChecksumOffset - 64];
   std::uint64_t checksum;
 };
 static_assert(sizeof(RegionHeader) == kPageBytes);
 static_assert(offsetof(RegionHeader, format) == 8 && offsetof(RegionHeader, uuid) == 16 && offsetof(RegionHeader, region) == 32);
-static_assert(offsetof(RegionHeader, sequence) == 40 && offsetof(RegionHeader, epoch) == 48);
+static_assert(offsetof(RegionHeader, sequence) == 40 && offsetof(RegionHeader, epoch) == 48 &&
+              offsetof(RegionHeader, opened_unix_s) == 56);
 static_assert(offsetof(RegionHeader, checksum) == kPageChecksumOffset);
 
 /// In place of the header of a record whose write failed: lets a walk step over it.
@@ -106,6 +110,15 @@ static_assert(sizeof(FooterTrailer) == 64 && offsetof(FooterTrailer, uuid) == 16
 static_assert(offsetof(FooterTrailer, last_record_sequence) == 40 && offsetof(FooterTrailer, record_count) == 48);
 static_assert(offsetof(FooterTrailer, checksum) == 56);
 
+/// What was written since `since_unix_s`: the store's creation, or the last open that found no checkpoint. As of this checkpoint.
+struct LifetimeTotals {
+  std::uint64_t records = 0;           // all that were acknowledged
+  std::uint64_t first_bytes = 0;       // of records whose chunk was new to the log
+  std::uint64_t reappended_bytes = 0;  // of records that reclaim wrote again
+  std::uint64_t since_unix_s = 0;      // 0: nothing is known
+};
+static_assert(sizeof(LifetimeTotals) == 32);
+
 struct CheckpointHeader {
   std::uint64_t magic;
   std::uint32_t format;
@@ -118,7 +131,9 @@ struct CheckpointHeader {
   std::uint32_t region_count;
   std::uint32_t reserved0;
   std::uint64_t body_checksum;  // of everything after this page
-  std::uint8_t reserved[2048 - 80];
+  LifetimeTotals totals;
+  std::uint64_t limit_bytes;  // that was in force; 0: unknown
+  std::uint8_t reserved[2048 - 120];
   WriteWindow::Hours hours;  // bytes written to this path within the last 24 hours
   std::uint8_t reserved1[kPageChecksumOffset - 2048 - sizeof(WriteWindow::Hours)];
   std::uint64_t checksum;
@@ -127,6 +142,7 @@ static_assert(sizeof(WriteWindow::Hours) == 200 && offsetof(CheckpointHeader, ho
 static_assert(sizeof(CheckpointHeader) == kPageBytes);
 static_assert(offsetof(CheckpointHeader, epoch) == 32 && offsetof(CheckpointHeader, entry_count) == 56);
 static_assert(offsetof(CheckpointHeader, region_count) == 64 && offsetof(CheckpointHeader, body_checksum) == 72);
+static_assert(offsetof(CheckpointHeader, totals) == 80 && offsetof(CheckpointHeader, limit_bytes) == 112);
 static_assert(offsetof(CheckpointHeader, checksum) == kPageChecksumOffset);
 
 /// State of one region when the checkpoint was written.
@@ -142,9 +158,11 @@ struct CheckpointEntry {
   std::uint32_t region;
   std::uint32_t page;
   std::uint32_t pages;
-  std::uint32_t reserved;
+  std::uint16_t hits;  // saturating, since it was written
+  std::uint16_t reserved;
 };
-static_assert(sizeof(CheckpointEntry) == 48 && offsetof(CheckpointEntry, region) == 32 && offsetof(CheckpointEntry, pages) == 40);
+static_assert(sizeof(CheckpointEntry) == 48 && offsetof(CheckpointEntry, hits) == 44 && offsetof(CheckpointEntry, region) == 32 &&
+              offsetof(CheckpointEntry, pages) == 40);
 
 /// Pages that a footer of `records` records takes.
 inline constexpr std::uint32_t footer_pages(std::uint64_t records) noexcept {
@@ -153,6 +171,8 @@ inline constexpr std::uint32_t footer_pages(std::uint64_t records) noexcept {
 
 /// The smallest record: a header page and one payload page.
 inline constexpr std::uint32_t kMinRecordPages = 2;
+
+std::uint64_t unix_seconds_now() noexcept;
 
 std::uint64_t checksum_bytes(const void* data, std::size_t bytes) noexcept;
 
@@ -187,6 +207,11 @@ bool page_holds(const Page& page, std::uint64_t magic) noexcept {
 }
 
 std::uint64_t footer_checksum(const FooterEntry* entries, std::size_t count, const FooterTrailer& trailer) noexcept;
+
+class PageBuffer;
+/// A whole footer. `entries` ascend by page.
+PageBuffer make_footer(std::span<const FooterEntry> entries, const Uuid& uuid, std::uint64_t region_sequence,
+                       std::uint64_t last_record_sequence);
 
 /// 4 KiB-aligned memory for O_DIRECT, zeroed.
 class PageBuffer {

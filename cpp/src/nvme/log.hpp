@@ -31,6 +31,7 @@
 #include "nvme/format.hpp"
 #include "nvme/geometry.hpp"
 #include "nvme/in_flight.hpp"
+#include "nvme/recovery.hpp"
 #include "nvme/region_log.hpp"
 #include "nvme/write_window.hpp"
 
@@ -56,6 +57,7 @@ struct Record {
   std::uint32_t page = 0;
   std::uint32_t pages = 0;
   std::uint32_t cookie = 0;
+  bool again = false;  // see append()
   WriteState state = WriteState::kPending;
   RegionLog::WriteDone done;  // empty once delivered
   Status failure;
@@ -92,7 +94,7 @@ class Log final : public RegionLog {
   void adopt(const std::function<std::uint32_t(const RecoveredRecord&)>& f) override;
 
   // --- append.cpp
-  Status append(std::byte* image, std::uint64_t image_bytes, std::uint32_t cookie, WriteDone done) override;
+  Status append(std::byte* image, std::uint64_t image_bytes, std::uint32_t cookie, WriteDone done, bool again) override;
 
   // --- region_log.cpp
   void read(Extent extent, std::byte* image, const ChunkKey& key, const NamespaceId* ns, ReadDone done) override;
@@ -101,6 +103,7 @@ class Log final : public RegionLog {
   Status close(const EntrySource& entries) override;
   LogStats stats() const override;
   std::uint64_t last_day_bytes() const override { return written_.last_day_bytes(); }
+  LifetimeTotals lifetime() const;
   bool quarantined() const noexcept override { return quarantined_.load(std::memory_order_acquire); }
   std::uint32_t lost_paths() const noexcept override { return quarantined() ? 1 : 0; }
   std::string quarantine_reason() const override;
@@ -122,8 +125,6 @@ class Log final : public RegionLog {
  private:
   using Completion = std::function<void(const io::IoResult&)>;
   class IoOp;
-  struct FoundRegion;
-  struct LoadedCheckpoint;
 
   // --- region_log.cpp
   void submit(io::Op op, std::byte* data, std::uint64_t bytes, std::uint64_t offset, Completion then);
@@ -177,19 +178,12 @@ class Log final : public RegionLog {
   }
 
   // --- recovery.cpp
-  Status find_regions(std::uint32_t count, std::vector<FoundRegion>& found);
+  Status find_regions(StoreReader& reader, std::uint32_t count, std::vector<FoundRegion>& found);
   Status fit_into_limit(std::uint32_t count, std::vector<FoundRegion>& found);
-  void recover_regions(std::span<const FoundRegion> found, const LoadedCheckpoint* checkpoint);
-  void recover_region(const FoundRegion& found, const LoadedCheckpoint* checkpoint, const std::byte* last_page);
-  bool read_footer(const FoundRegion& found, const std::byte* last_page, std::uint32_t from_page, std::vector<Record>& records);
-  std::uint32_t walk(const FoundRegion& found, std::uint32_t from_page, std::vector<Record>& records);
+  void recover_region(const FoundRegion& found, const RegionContents& contents);
   void settle_recovered(std::span<const FoundRegion> found);
-  io::IoResult read_now(std::byte* data, std::uint64_t bytes, std::uint64_t offset);
-  /// Reads one page at each offset, many at once.
-  std::vector<io::IoResult> read_pages(const std::vector<std::uint64_t>& offsets, PageBuffer& pages);
 
   // --- checkpoint.cpp
-  std::optional<LoadedCheckpoint> load_checkpoint();
   Status lose_checkpoint(Status why);
   std::uint64_t checkpoint_allowance() const;  // bytes that checkpoints may take, old and new together
 
@@ -202,6 +196,7 @@ class Log final : public RegionLog {
   const Geometry geometry_;
   DataFile data_;
   std::vector<std::string> notes_;
+  LifetimeTotals totals_before_;  // of the owners before; set by recover()
 
   InFlight in_flight_;
   WriteWindow written_;
@@ -232,7 +227,8 @@ class Log final : public RegionLog {
   std::vector<RecoveredRecord> recovered_;  // until adopt()
 
   struct Counters {
-    std::atomic<std::uint64_t> appended_records{0}, appended_bytes{0}, write_errors{0}, read_errors{0}, reclaimed_regions{0};
+    std::atomic<std::uint64_t> appended_records{0}, appended_bytes{0}, reappended_bytes{0}, write_errors{0}, read_errors{0};
+    std::atomic<std::uint64_t> reclaimed_regions{0};
     std::atomic<std::uint64_t> corrupt_reads{0}, stale_reads{0}, misplaced_reads{0}, syncs{0}, refused_allocations{0},
         failed_reads_in_a_row{0};
   } counters_;

@@ -174,6 +174,7 @@ void Log::write_header(std::uint32_t region, std::uint64_t sequence, bool must_b
   header->region = region;
   header->sequence = sequence;
   header->epoch = superblock_.epoch;
+  header->opened_unix_s = unix_seconds_now();
   seal_page(*header);
   submit(io::Op::kWrite, buffer->data(), kPageBytes, offset_of(region, 0),
          [this, region, sequence, must_be_durable, buffer](const io::IoResult& written) {

@@ -1,16 +1,16 @@
-// What a directory holds after any end of its last owner: headers of regions, then checkpoint, footers, walks. No payload reads.
-#include <algorithm>
-#include <cstring>
+#include "nvme/recovery.hpp"
 
-#include "nvme/loaded_checkpoint.hpp"
+#include <algorithm>
+#include <condition_variable>
+#include <cstring>
+#include <mutex>
+
 #include "nvme/log.hpp"
 
 namespace lmcn::nvme {
 namespace {
 
 constexpr std::size_t kBatch = 64;  // one-page reads at once
-// Sequences that a lost header, footer or checkpoint would have shown are not given out again.
-constexpr std::uint64_t kSequenceGap = 1 << 20;
 
 class BatchSink final : public io::CompletionSink {
  public:
@@ -32,48 +32,177 @@ class BatchSink final : public io::CompletionSink {
   std::size_t left_;
 };
 
-Record recovered_record(const ChunkKey& key, std::uint32_t page, std::uint32_t pages) {
-  Record record;
-  record.key = key;
-  record.page = page;
-  record.pages = pages;
-  record.state = WriteState::kWritten;
-  return record;
-}
-
 }  // namespace
 
-/// A region whose header holds, of this store and epoch.
-struct Log::FoundRegion {
-  std::uint32_t region;
-  std::uint64_t sequence;
-};
-
-std::vector<io::IoResult> Log::read_pages(const std::vector<std::uint64_t>& offsets, PageBuffer& pages) {
-  BatchSink sink(offsets.size());
-  if (offsets.empty()) return {};
-  std::vector<io::IoRequest> requests(offsets.size());
-  for (std::size_t i = 0; i < offsets.size(); ++i) {
-    requests[i].fd = data_.fd();
+std::vector<io::IoResult> StoreReader::read_pages(std::span<const std::pair<std::uint32_t, std::uint32_t>> places,
+                                                  PageBuffer& pages) {
+  BatchSink sink(places.size());
+  if (places.empty()) return {};
+  std::vector<io::IoRequest> requests(places.size());
+  for (std::size_t i = 0; i < places.size(); ++i) {
+    requests[i].fd = fd_;
     requests[i].data = pages.page(i);
     requests[i].bytes = kPageBytes;
-    requests[i].offset = offsets[i];
+    requests[i].offset = offset_of(places[i].first, places[i].second);
     requests[i].tag = i;
     requests[i].sink = &sink;
   }
   engine_.submit(requests);
   sink.wait();
+  for (const io::IoResult& result : sink.results) read_errors_ += result.status("read").ok() ? 0 : 1;
   return std::move(sink.results);
 }
 
-io::IoResult Log::read_now(std::byte* data, std::uint64_t bytes, std::uint64_t offset) {
+bool StoreReader::read_now(std::byte* data, std::uint64_t bytes, std::uint64_t offset) {
   io::IoRequest request;
-  request.fd = data_.fd();
+  request.fd = fd_;
   request.data = data;
   request.bytes = bytes;
   request.offset = offset;
-  return io::run_sync(engine_, request);
+  const bool ok = io::run_sync(engine_, request).status("read").ok();
+  read_errors_ += ok ? 0 : 1;
+  return ok;
 }
+
+void StoreReader::read_headers(std::uint32_t count, const HeaderSink& sink) {
+  PageBuffer pages(kBatch);
+  for (std::uint32_t begin = 0; begin < count; begin += kBatch) {
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> places;
+    for (std::uint32_t i = begin; i < std::min<std::uint64_t>(count, begin + kBatch); ++i) places.emplace_back(i, 0);
+    const std::vector<io::IoResult> results = read_pages(places, pages);
+    for (std::uint32_t i = 0; i < results.size(); ++i) {
+      const std::uint32_t region = begin + i;
+      RegionHeader header;
+      std::memcpy(static_cast<void*>(&header), pages.page(i), sizeof header);
+      const Status status = results[i].status("read of a region header from " + path_);
+      const bool holds = status.ok() && page_holds(header, kRegionMagic) && header.uuid == superblock_.uuid &&
+                         header.region == region && header.sequence != 0;
+      sink(region, status, holds ? &header : nullptr);
+    }
+  }
+}
+
+void sort_found(std::vector<FoundRegion>& found) {
+  std::sort(found.begin(), found.end(), [](const FoundRegion& a, const FoundRegion& b) { return a.sequence < b.sequence; });
+  for (std::size_t i = 0; i + 1 < found.size();) {
+    if (found[i].sequence != found[i + 1].sequence) {
+      ++i;
+      continue;
+    }
+    const std::uint64_t twice = found[i].sequence;
+    std::erase_if(found, [twice](const FoundRegion& f) { return f.sequence == twice; });
+  }
+}
+
+void StoreReader::read_contents(std::span<const FoundRegion> found, const LoadedCheckpoint* checkpoint, const ContentsSink& sink) {
+  for (std::size_t begin = 0; begin < found.size(); begin += kBatch) {
+    const std::span<const FoundRegion> some = found.subspan(begin, std::min(kBatch, found.size() - begin));
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> places;
+    std::vector<std::size_t> page_of(some.size(), SIZE_MAX);
+    for (std::size_t i = 0; i < some.size(); ++i) {
+      const CheckpointRegion* known = checkpoint ? checkpoint->find(some[i].region, some[i].sequence) : nullptr;
+      if (known && known->sealed != 0) continue;
+      page_of[i] = places.size();
+      places.emplace_back(some[i].region, region_pages() - 1);
+    }
+    PageBuffer pages(std::max<std::size_t>(places.size(), 1));
+    const std::vector<io::IoResult> results = read_pages(places, pages);
+    for (std::size_t i = 0; i < some.size(); ++i) {
+      const bool read = page_of[i] != SIZE_MAX && results[page_of[i]].status("read").ok();
+      sink(some[i], contents_of(some[i], checkpoint, read ? pages.page(page_of[i]) : nullptr));
+    }
+  }
+}
+
+RegionContents StoreReader::contents_of(const FoundRegion& found, const LoadedCheckpoint* checkpoint, const std::byte* last_page) {
+  RegionContents contents;
+  std::vector<PlacedRecord>& records = contents.records;
+  std::uint32_t page = 1;
+  const CheckpointRegion* known = checkpoint ? checkpoint->find(found.region, found.sequence) : nullptr;
+  if (known && known->known_pages >= 1 && known->known_pages < region_pages()) {
+    for (const CheckpointEntry& e : checkpoint->of(found.region)) {
+      if (e.page < page || e.pages < kMinRecordPages || std::uint64_t{e.page} + e.pages > known->known_pages) continue;
+      records.push_back({e.key, e.page, e.pages, e.hits});
+      page = e.page + e.pages;
+    }
+    page = known->known_pages;
+  } else {
+    known = nullptr;
+  }
+  contents.from_checkpoint = records.size();
+  if (known && known->sealed != 0) {
+    contents.end = RegionEnd::kCheckpoint;
+    contents.next_page = page;
+  } else if (last_page && read_footer(found, last_page, page, contents)) {
+    contents.end = RegionEnd::kFooter;
+    contents.next_page = records.empty() ? page : std::max(page, records.back().page + records.back().pages);
+  } else {
+    contents.end = RegionEnd::kWalk;
+    contents.next_page = walk(found, page, contents);
+  }
+  return contents;
+}
+
+bool StoreReader::read_footer(const FoundRegion& found, const std::byte* last_page, std::uint32_t from_page,
+                              RegionContents& contents) {
+  FooterTrailer trailer;
+  std::memcpy(&trailer, last_page + kPageBytes - sizeof trailer, sizeof trailer);
+  if (trailer.magic != kFooterMagic || trailer.format != kFormatVersion || trailer.uuid != superblock_.uuid ||
+      trailer.sequence != found.sequence || trailer.record_count > region_pages() / kMinRecordPages ||
+      trailer.footer_pages != footer_pages(trailer.record_count) || trailer.footer_pages >= region_pages()) {
+    return false;
+  }
+  PageBuffer pages(trailer.footer_pages);
+  const std::uint32_t first_page = region_pages() - trailer.footer_pages;
+  if (!read_now(pages.data(), pages.bytes(), offset_of(found.region, first_page))) return false;
+  const auto* entries = reinterpret_cast<const FooterEntry*>(pages.data());
+  std::memcpy(&trailer, pages.data() + pages.bytes() - sizeof trailer, sizeof trailer);
+  if (trailer.checksum != footer_checksum(entries, trailer.record_count, trailer)) return false;
+  std::uint32_t end = 1;
+  for (std::uint32_t i = 0; i < trailer.record_count; ++i) {
+    const FooterEntry& e = entries[i];
+    if (e.page < end || e.pages < kMinRecordPages || std::uint64_t{e.page} + e.pages > first_page) return false;
+    end = e.page + e.pages;
+  }
+  for (std::uint32_t i = 0; i < trailer.record_count; ++i) {
+    if (entries[i].page >= from_page) contents.records.push_back({entries[i].key, entries[i].page, entries[i].pages, 0});
+  }
+  contents.last_record_sequence = trailer.last_record_sequence;
+  return true;
+}
+
+// Header page by header page; returns the page after the last record.
+std::uint32_t StoreReader::walk(const FoundRegion& found, std::uint32_t from_page, RegionContents& contents) {
+  PageBuffer buffer(1);
+  const std::uint32_t end = region_pages() - 1;  // at least one page is the footer's
+  std::uint32_t page = from_page;
+  std::uint64_t last_sequence = 0;
+  while (page + kMinRecordPages <= end) {
+    if (!read_now(buffer.data(), kPageBytes, offset_of(found.region, page))) break;
+    const auto* skip = reinterpret_cast<const SkipHeader*>(buffer.data());
+    if (skip->magic == kSkipMagic) {
+      if (!page_holds(*skip, kSkipMagic) || skip->uuid != superblock_.uuid || skip->region_sequence != found.sequence ||
+          skip->pages < kMinRecordPages || skip->pages > end - page) {
+        break;
+      }
+      page += skip->pages;
+      continue;
+    }
+    const SlotHeader& header = *slot_header(buffer.data());
+    if (!check_header(buffer.data(), (end - page) * kPageBytes).ok() || header.region_sequence != found.sequence ||
+        header.record_sequence <= last_sequence) {
+      break;
+    }
+    last_sequence = header.record_sequence;
+    const auto pages = static_cast<std::uint32_t>(image_bytes(header.payload_bytes) / kPageBytes);
+    contents.records.push_back({header.key, page, pages, 0});
+    page += pages;
+  }
+  contents.last_record_sequence = last_sequence;
+  return page;
+}
+
+// ---- the log's side ----
 
 Status Log::recover() {
   const Result<std::uint32_t> count = data_.regions();
@@ -83,19 +212,25 @@ Status Log::recover() {
   words_ = std::make_unique<RegionWord[]>(region_count_);
   next_region_sequence_ = next_record_sequence_ = superblock_.sequence_floor;
 
+  StoreReader reader(engine_, data_.fd(), data_.path(), superblock_);
   std::vector<FoundRegion> found;
-  LMCN_RETURN_IF_ERROR(find_regions(*count, found));
-  std::sort(found.begin(), found.end(), [](const FoundRegion& a, const FoundRegion& b) { return a.sequence < b.sequence; });
+  LMCN_RETURN_IF_ERROR(find_regions(reader, *count, found));
+  sort_found(found);
   LMCN_RETURN_IF_ERROR(fit_into_limit(*count, found));
 
-  std::optional<LoadedCheckpoint> checkpoint = load_checkpoint();
-  if (checkpoint) {
-    next_region_sequence_ = std::max(next_region_sequence_, checkpoint->next_region_sequence);
-    next_record_sequence_ = std::max(next_record_sequence_, checkpoint->next_record_sequence);
+  const CheckpointFile file = load_checkpoint(*directory_, engine_, superblock_);
+  if (!file.why_not.empty()) note("index.ckpt not used (" + file.why_not + "): reading footers");
+  checkpoint_bytes_ = file.bytes;
+  totals_before_ = file.totals;
+  written_.restore(file.hours, static_cast<std::int64_t>(unix_seconds_now()));
+  if (totals_before_.since_unix_s == 0) totals_before_.since_unix_s = unix_seconds_now();
+  if (file.loaded) {
+    next_region_sequence_ = std::max(next_region_sequence_, file.loaded->header.next_region_sequence);
+    next_record_sequence_ = std::max(next_record_sequence_, file.loaded->header.next_record_sequence);
   }
-  for (std::size_t i = 0; i < found.size(); i += kBatch) {
-    recover_regions(std::span(found).subspan(i, std::min(kBatch, found.size() - i)), checkpoint ? &*checkpoint : nullptr);
-  }
+  reader.read_contents(found, file.loaded ? &*file.loaded : nullptr,
+                       [this](const FoundRegion& region, const RegionContents& contents) { recover_region(region, contents); });
+  counters_.read_errors.fetch_add(reader.read_errors(), std::memory_order_relaxed);
   if (checkpoint_bytes_ > checkpoint_allowance()) {
     LMCN_RETURN_IF_ERROR(directory_->remove("index.ckpt"));
     checkpoint_bytes_ = 0;
@@ -111,47 +246,28 @@ Status Log::recover() {
   return {};
 }
 
-Status Log::find_regions(std::uint32_t count, std::vector<FoundRegion>& found) {
-  PageBuffer pages(kBatch);
+Status Log::find_regions(StoreReader& reader, std::uint32_t count, std::vector<FoundRegion>& found) {
   std::uint32_t unreadable = 0;
-  for (std::uint32_t begin = 0; begin < count; begin += kBatch) {
-    std::vector<std::uint64_t> offsets;
-    for (std::uint32_t i = begin; i < std::min<std::uint64_t>(count, begin + kBatch); ++i) offsets.push_back(offset_of(i, 0));
-    const std::vector<io::IoResult> results = read_pages(offsets, pages);
-    for (std::uint32_t i = 0; i < results.size(); ++i) {
-      const std::uint32_t region = begin + i;
-      RegionHeader header;
-      std::memcpy(static_cast<void*>(&header), pages.page(i), sizeof header);
-      if (const Status status = results[i].status(what("read of a region header from ")); !status.ok()) {
-        counters_.read_errors.fetch_add(1, std::memory_order_relaxed);
-        if (++unreadable == count) return status;
-        regions_[region].state = RegionState::kRetired;
-        continue;
-      }
-      if (!page_holds(header, kRegionMagic) || header.uuid != uuid_ || header.region != region || header.sequence == 0) {
-        // Never used, or lost with its sequence. Space it may hold is given back, so that it is not counted.
-        if (!data_.punch(region).ok()) regions_[region].state = RegionState::kRetired;
-        continue;
-      }
-      next_region_sequence_ = std::max(next_region_sequence_, header.sequence + 1);
+  Status last_failure;
+  reader.read_headers(count, [&](std::uint32_t region, const Status& status, const RegionHeader* header) {
+    if (!status.ok()) {
+      ++unreadable;
+      last_failure = status;
       regions_[region].state = RegionState::kRetired;
-      if (header.epoch == superblock_.epoch) found.push_back({region, header.sequence});
+    } else if (header == nullptr) {
+      // Never used, or lost with its sequence. Space it may hold is given back, so that it is not counted.
+      if (!data_.punch(region).ok()) regions_[region].state = RegionState::kRetired;
+    } else {
+      next_region_sequence_ = std::max(next_region_sequence_, header->sequence + 1);
+      regions_[region].state = RegionState::kRetired;
+      if (header->epoch == superblock_.epoch) found.push_back({region, header->sequence, header->opened_unix_s});
     }
-  }
-  return {};
+  });
+  return unreadable != 0 && unreadable == count ? last_failure : Status();
 }
 
 // Space first: what does not fit into the limit goes before anything is read. Regions without content, then the oldest.
 Status Log::fit_into_limit(std::uint32_t count, std::vector<FoundRegion>& found) {
-  // Sequences are unique: two regions with the same one are both lies.
-  for (std::size_t i = 0; i + 1 < found.size();) {
-    if (found[i].sequence != found[i + 1].sequence) {
-      ++i;
-      continue;
-    }
-    const std::uint64_t twice = found[i].sequence;
-    std::erase_if(found, [twice](const FoundRegion& f) { return f.sequence == twice; });
-  }
   std::vector<bool> has_content(count);
   for (const FoundRegion& f : found) has_content[f.region] = true;
   std::vector<std::uint32_t> order;  // to be dropped
@@ -187,134 +303,34 @@ Status Log::fit_into_limit(std::uint32_t count, std::vector<FoundRegion>& found)
   return {};
 }
 
-void Log::recover_regions(std::span<const FoundRegion> found, const LoadedCheckpoint* checkpoint) {
-  std::vector<std::uint64_t> offsets;
-  std::vector<std::size_t> page_of(found.size(), SIZE_MAX);
-  for (std::size_t i = 0; i < found.size(); ++i) {
-    const CheckpointRegion* known = checkpoint ? checkpoint->find(found[i].region, found[i].sequence) : nullptr;
-    if (known && known->sealed != 0) continue;
-    page_of[i] = offsets.size();
-    offsets.push_back(offset_of(found[i].region, geometry_.region_pages - 1));
-  }
-  PageBuffer pages(std::max<std::size_t>(offsets.size(), 1));
-  const std::vector<io::IoResult> results = read_pages(offsets, pages);
-  for (std::size_t i = 0; i < found.size(); ++i) {
-    const std::byte* last_page = nullptr;
-    if (page_of[i] != SIZE_MAX) {
-      if (results[page_of[i]].status(what("read of a footer from ")).ok()) {
-        last_page = pages.page(page_of[i]);
-      } else {
-        counters_.read_errors.fetch_add(1, std::memory_order_relaxed);
-      }
-    }
-    recover_region(found[i], checkpoint, last_page);
-  }
-}
-
-void Log::recover_region(const FoundRegion& found, const LoadedCheckpoint* checkpoint, const std::byte* last_page) {
+void Log::recover_region(const FoundRegion& found, const RegionContents& contents) {
   Region& r = regions_[found.region];
   words_[found.region].sequence.store(found.sequence, std::memory_order_release);
-  std::vector<Record> records;
-  std::uint32_t page = 1;
-  const CheckpointRegion* known = checkpoint ? checkpoint->find(found.region, found.sequence) : nullptr;
-  if (known && known->known_pages >= 1 && known->known_pages < geometry_.region_pages) {
-    for (const CheckpointEntry& e : checkpoint->of(found.region)) {
-      if (e.page < page || e.pages < kMinRecordPages || std::uint64_t{e.page} + e.pages > known->known_pages) continue;
-      records.push_back(recovered_record(e.key, e.page, e.pages));
-      page = e.page + e.pages;
-    }
-    page = known->known_pages;
-  } else {
-    known = nullptr;
-  }
-  const std::size_t from_checkpoint = records.size();
-  recovered_from_checkpoint_ += from_checkpoint;
+  const std::size_t rest = contents.records.size() - contents.from_checkpoint;
+  recovered_from_checkpoint_ += contents.from_checkpoint;
+  (contents.end == RegionEnd::kWalk ? recovered_from_walk_ : recovered_from_footers_) += rest;
+  next_record_sequence_ = std::max(next_record_sequence_, contents.last_record_sequence + 1);
   r.state = RegionState::kSealed;
-  if (known && known->sealed != 0) {
-    r.next_page = page;
-  } else if (last_page && read_footer(found, last_page, page, records)) {
-    recovered_from_footers_ += records.size() - from_checkpoint;
-    r.next_page = records.empty() ? page : std::max(page, records.back().page + records.back().pages);
-  } else {
-    r.next_page = walk(found, page, records);
-    recovered_from_walk_ += records.size() - from_checkpoint;
-    r.footer_missing = true;
-  }
-  r.settled_pages = r.next_page;
+  r.footer_missing = contents.end == RegionEnd::kWalk;
+  r.next_page = r.settled_pages = contents.next_page;
   std::uint64_t live_bytes = 0;
-  for (const Record& record : records) {
-    recovered_.push_back({record.key, Extent{found.region, record.page, record.pages}});
+  for (const PlacedRecord& record : contents.records) {
+    recovered_.push_back({record.key, Extent{found.region, record.page, record.pages}, record.hits});
     live_bytes += record.pages * kPageBytes;
   }
   words_[found.region].live_bytes.store(live_bytes, std::memory_order_relaxed);
-  r.cookies.reserve(records.size());
+  r.cookies.reserve(contents.records.size());
   if (!r.footer_missing) return;
-  r.records = std::move(records);
+  r.records.reserve(contents.records.size());
+  for (const PlacedRecord& placed : contents.records) {
+    Record record;
+    record.key = placed.key;
+    record.page = placed.page;
+    record.pages = placed.pages;
+    record.state = WriteState::kWritten;
+    r.records.push_back(std::move(record));
+  }
   r.delivered = r.records.size();
-}
-
-bool Log::read_footer(const FoundRegion& found, const std::byte* last_page, std::uint32_t from_page, std::vector<Record>& records) {
-  FooterTrailer trailer;
-  std::memcpy(&trailer, last_page + kPageBytes - sizeof trailer, sizeof trailer);
-  if (trailer.magic != kFooterMagic || trailer.format != kFormatVersion || trailer.uuid != uuid_ ||
-      trailer.sequence != found.sequence || trailer.record_count > geometry_.region_pages / kMinRecordPages ||
-      trailer.footer_pages != footer_pages(trailer.record_count) || trailer.footer_pages >= geometry_.region_pages) {
-    return false;
-  }
-  PageBuffer pages(trailer.footer_pages);
-  const std::uint32_t first_page = geometry_.region_pages - trailer.footer_pages;
-  if (!read_now(pages.data(), pages.bytes(), offset_of(found.region, first_page)).status(what("read of a footer from ")).ok()) {
-    counters_.read_errors.fetch_add(1, std::memory_order_relaxed);
-    return false;
-  }
-  const auto* entries = reinterpret_cast<const FooterEntry*>(pages.data());
-  std::memcpy(&trailer, pages.data() + pages.bytes() - sizeof trailer, sizeof trailer);
-  if (trailer.checksum != footer_checksum(entries, trailer.record_count, trailer)) return false;
-  std::uint32_t end = 1;
-  for (std::uint32_t i = 0; i < trailer.record_count; ++i) {
-    const FooterEntry& e = entries[i];
-    if (e.page < end || e.pages < kMinRecordPages || std::uint64_t{e.page} + e.pages > first_page) return false;
-    end = e.page + e.pages;
-  }
-  for (std::uint32_t i = 0; i < trailer.record_count; ++i) {
-    if (entries[i].page >= from_page) records.push_back(recovered_record(entries[i].key, entries[i].page, entries[i].pages));
-  }
-  next_record_sequence_ = std::max(next_record_sequence_, trailer.last_record_sequence + 1);
-  return true;
-}
-
-// Header page by header page; returns the page after the last record.
-std::uint32_t Log::walk(const FoundRegion& found, std::uint32_t from_page, std::vector<Record>& records) {
-  PageBuffer buffer(1);
-  const std::uint32_t end = geometry_.region_pages - 1;  // at least one page is the footer's
-  std::uint32_t page = from_page;
-  std::uint64_t last_sequence = 0;
-  while (page + kMinRecordPages <= end) {
-    if (!read_now(buffer.data(), kPageBytes, offset_of(found.region, page)).status(what("read of a header from ")).ok()) {
-      counters_.read_errors.fetch_add(1, std::memory_order_relaxed);
-      break;
-    }
-    const auto* skip = reinterpret_cast<const SkipHeader*>(buffer.data());
-    if (skip->magic == kSkipMagic) {
-      if (!page_holds(*skip, kSkipMagic) || skip->uuid != uuid_ || skip->region_sequence != found.sequence ||
-          skip->pages < kMinRecordPages || skip->pages > end - page) {
-        break;
-      }
-      page += skip->pages;
-      continue;
-    }
-    const SlotHeader& header = *slot_header(buffer.data());
-    if (!check_header(buffer.data(), (end - page) * kPageBytes).ok() || header.region_sequence != found.sequence ||
-        header.record_sequence <= last_sequence) {
-      break;
-    }
-    last_sequence = header.record_sequence;
-    const auto pages = static_cast<std::uint32_t>(image_bytes(header.payload_bytes) / kPageBytes);
-    records.push_back(recovered_record(header.key, page, pages));
-    page += pages;
-  }
-  next_record_sequence_ = std::max(next_record_sequence_, last_sequence + 1);
-  return page;
 }
 
 // Of the regions without a footer, the newest with records goes on; those without records are clean, unless they would come

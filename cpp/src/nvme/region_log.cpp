@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/random.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include "base/seq_points.hpp"
@@ -38,6 +39,7 @@ Status new_superblock(const LogOptions& options, const Geometry& geometry, Super
   superblock.region_bytes = geometry.region_bytes;
   superblock.epoch = 1;
   superblock.sequence_floor = 1;
+  superblock.created_unix_s = unix_seconds_now();
   return {};
 }
 
@@ -312,6 +314,21 @@ void LogStats::add(const LogStats& other) noexcept {
   refused_allocations += other.refused_allocations;
   direct_io = direct_io && other.direct_io;
   quarantined = quarantined || other.quarantined;
+  reappended_bytes += other.reappended_bytes;
+  lifetime.records += other.lifetime.records;
+  lifetime.first_bytes += other.lifetime.first_bytes;
+  lifetime.reappended_bytes += other.lifetime.reappended_bytes;
+  lifetime.since_unix_s = std::max(lifetime.since_unix_s, other.lifetime.since_unix_s);
+}
+
+LifetimeTotals Log::lifetime() const {
+  LifetimeTotals totals = totals_before_;
+  const std::uint64_t again = counters_.reappended_bytes.load(std::memory_order_relaxed);
+  const std::uint64_t all = counters_.appended_bytes.load(std::memory_order_relaxed);
+  totals.records += counters_.appended_records.load(std::memory_order_relaxed);
+  totals.first_bytes += all - std::min(all, again);
+  totals.reappended_bytes += again;
+  return totals;
 }
 
 LogStats Log::stats() const {
@@ -319,6 +336,8 @@ LogStats Log::stats() const {
   s.limit_bytes = options_.limit_bytes;
   s.appended_records = counters_.appended_records.load(std::memory_order_relaxed);
   s.appended_bytes = counters_.appended_bytes.load(std::memory_order_relaxed);
+  s.reappended_bytes = counters_.reappended_bytes.load(std::memory_order_relaxed);
+  s.lifetime = lifetime();
   s.write_errors = counters_.write_errors.load(std::memory_order_relaxed);
   s.read_errors = counters_.read_errors.load(std::memory_order_relaxed);
   s.reclaimed_regions = counters_.reclaimed_regions.load(std::memory_order_relaxed);

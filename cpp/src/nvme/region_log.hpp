@@ -23,6 +23,7 @@
 #include "index/chunk_index.hpp"
 #include "io/io_engine.hpp"
 #include "lmcn/status.hpp"
+#include "nvme/format.hpp"
 
 namespace lmcn::nvme {
 
@@ -44,6 +45,7 @@ struct LogOptions {
 struct RecoveredRecord {
   ChunkKey key;
   Extent extent;
+  std::uint16_t hits = 0;  // since it was written, as of the last checkpoint
 };
 
 /// The store's side of reclaim: called on the log's caller thread (append/maintain), no log lock held. It must not call the log
@@ -62,7 +64,8 @@ class LogClient {
 
 struct LogStats {
   std::uint64_t limit_bytes = 0, allocated_bytes = 0, live_record_bytes = 0, regions = 0, clean_regions = 0;
-  std::uint64_t appended_records = 0, appended_bytes = 0, write_errors = 0, read_errors = 0, reclaimed_regions = 0;
+  std::uint64_t appended_records = 0, appended_bytes = 0, reappended_bytes = 0, write_errors = 0, read_errors = 0,
+                reclaimed_regions = 0;
   std::uint64_t recovered_records = 0, recovered_from_checkpoint = 0, recovered_from_footers = 0, recovered_from_walk = 0;
   std::uint64_t corrupt_reads = 0;        // bytes that did not verify; not in read_errors
   std::uint64_t stale_reads = 0;          // another record is there now (the region was reused); neither corrupt nor an error
@@ -70,6 +73,7 @@ struct LogStats {
   std::uint64_t file_system_bytes = 0;    // size of the file system
   std::uint64_t syncs = 0;                // fdatasyncs of the data file that succeeded
   std::uint64_t refused_allocations = 0;  // ENOSPC or the free-space floor: regions are reused instead
+  LifetimeTotals lifetime;                // this process's and those before it, as far as checkpoints told
   bool direct_io = false;                 // O_DIRECT, else buffered
   bool quarantined = false;               // after EIO/ENOSPC/read-only: no more I/O, all lookups of this tier are misses
 
@@ -83,7 +87,11 @@ class RegionLog {
  public:
   using WriteDone = std::function<void(const Status&, Extent)>;  // on an I/O thread
   using ReadDone = std::function<void(const Status&)>;           // on an I/O thread, or on the caller's when nothing could be read
-  using EntrySink = std::function<void(const ChunkKey&, Extent)>;
+  /// Takes one entry; `hits` since it was written.
+  struct EntrySink {
+    std::function<void(const ChunkKey&, Extent, std::uint16_t)> take;
+    void operator()(const ChunkKey& key, Extent extent, std::uint16_t hits = 0) const { take(key, extent, hits); }
+  };
   using EntrySource = std::function<void(const EntrySink&)>;
 
   /// kLocked (message has the owner's pid), kFormatVersion, kInvalidArgument (path, limit), kIoError.
@@ -98,8 +106,9 @@ class RegionLog {
   /// seal_slot() with its sequences, then writes header and payload as one contiguous I/O. kResourceExhausted: no clean region
   /// yet (the caller drops or retries later); kUnavailable: quarantined or closed; kInvalidArgument: not a slot image of that
   /// length. `done` runs exactly once if append() is ok, else never; within a region not before all earlier writes ended, so
-  /// that a walk after a crash comes to every acknowledged record. kAborted: clear() came in between.
-  virtual Status append(std::byte* image, std::uint64_t image_bytes, std::uint32_t cookie, WriteDone done) = 0;
+  /// that a walk after a crash comes to every acknowledged record. kAborted: clear() came in between. `again`: the chunk is
+  /// written again because its region was reclaimed; counted apart.
+  virtual Status append(std::byte* image, std::uint64_t image_bytes, std::uint32_t cookie, WriteDone done, bool again = false) = 0;
 
   /// Reads a record whole into `image` (>= extent.pages*4096 bytes). `done` gets kCorruption unless the region kept its
   /// sequence and verify_slot() holds for key and ns; the payload must not be used otherwise. kInvalidArgument: an extent that
@@ -113,8 +122,8 @@ class RegionLog {
   /// Periodic duties: fdatasync every sync_interval when dirty, keeps clean regions ahead, calls on_reclaim. Bounded work per
   /// call, started here and finished by I/O threads. Ok when quarantined: nothing is left to do.
   virtual Status maintain() = 0;
-  /// To be called before the caller takes the index for checkpoint() or close(): of what was acknowledged until then, only what that
-  /// index still has is found again. Takes no time.
+  /// To be called before the caller takes the index for checkpoint() or close(): of what was acknowledged until then, only what
+  /// that index still has is found again. Takes no time.
   virtual void settle() = 0;
   /// Makes everything acknowledged durable, then writes a checkpoint (tmp, fsync, rename, fsync of the directory) of all readable
   /// records given by `entries`: the caller's index as it was at any time since the last append() or maintain() returned.

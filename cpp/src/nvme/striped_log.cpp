@@ -47,12 +47,13 @@ class StripedLog final : public RegionLog {
   void adopt(const std::function<std::uint32_t(const RecoveredRecord&)>& f) override {
     for (std::uint32_t i = 0; i < paths_.size(); ++i) {
       if (!paths_[i].log) continue;
-      paths_[i].log->adopt([&](const RecoveredRecord& record) { return f({record.key, with_path(record.extent, i)}); });
+      paths_[i].log->adopt(
+          [&](const RecoveredRecord& record) { return f({record.key, with_path(record.extent, i), record.hits}); });
     }
   }
 
   // To the path that has had the least for its size, so that all fill, and are reclaimed, alike.
-  Status append(std::byte* image, std::uint64_t bytes, std::uint32_t cookie, WriteDone done) override {
+  Status append(std::byte* image, std::uint64_t bytes, std::uint32_t cookie, WriteDone done, bool again) override {
     std::vector<std::uint32_t> order;
     for (std::uint32_t i = 0; i < paths_.size(); ++i) {
       if (usable(i)) order.push_back(i);
@@ -63,8 +64,8 @@ class StripedLog final : public RegionLog {
     std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) { return share(a) < share(b); });
     Status status(Code::kUnavailable, "no path is left: " + quarantine_reason());
     for (const std::uint32_t i : order) {
-      status = paths_[i].log->append(image, bytes, cookie,
-                                     [i, done](const Status& written, Extent extent) { done(written, with_path(extent, i)); });
+      status = paths_[i].log->append(
+          image, bytes, cookie, [i, done](const Status& written, Extent extent) { done(written, with_path(extent, i)); }, again);
       // Another path may take what this one has no clean region for, or has just failed at.
       if (status.code() == Code::kResourceExhausted || status.code() == Code::kUnavailable) continue;
       if (status.ok()) paths_[i].appended_bytes += bytes;
@@ -171,9 +172,9 @@ class StripedLog final : public RegionLog {
 
   static EntrySource only(const EntrySource& entries, std::uint32_t path) {
     return [&entries, path](const EntrySink& sink) {
-      entries([&](const ChunkKey& key, Extent extent) {
-        if (path_of(extent) == path) sink(key, without_path(extent));
-      });
+      entries({[&](const ChunkKey& key, Extent extent, std::uint16_t hits) {
+        if (path_of(extent) == path) sink(key, without_path(extent), hits);
+      }});
     };
   }
 

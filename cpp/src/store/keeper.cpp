@@ -151,8 +151,9 @@ bool StoreCore::demote_next(std::unique_lock<std::mutex>& lock) {
     const auto done = [this, item, id, epoch](const Status& status, Extent extent) {
       finish_demotion(item, id, epoch, status, extent);
     };
-    Status appended = log->append(at, bytes, id, done);
-    if (appended.code() == Code::kResourceExhausted && log->maintain().ok()) appended = log->append(at, bytes, id, done);
+    Status appended = log->append(at, bytes, id, done, item.again);
+    if (appended.code() == Code::kResourceExhausted && log->maintain().ok())
+      appended = log->append(at, bytes, id, done, item.again);
     if (appended.code() == Code::kResourceExhausted) {
       lock.lock();
       return put_back(lock, item, id, epoch, appended);
@@ -236,8 +237,8 @@ Status StoreCore::flush(std::chrono::milliseconds deadline) {
 Status StoreCore::write_checkpoint() {
   constexpr EntryId kSlice = 4096;
   constexpr auto kSlicePause = std::chrono::microseconds(50);
-  std::vector<std::pair<ChunkKey, Extent>> entries;
-  std::vector<std::pair<ChunkKey, Extent>> slice;
+  std::vector<nvme::RecoveredRecord> entries;
+  std::vector<nvme::RecoveredRecord> slice;
   slice.reserve(kSlice);
   log->settle();
   std::unique_lock lock(mu);
@@ -245,7 +246,9 @@ Status StoreCore::write_checkpoint() {
   log_changed = false;
   for (EntryId from = 0; from < index.end_id(); from += kSlice) {
     for (EntryId id = from; id < std::min<EntryId>(from + kSlice, index.end_id()); ++id) {
-      if (index.live(id) && index.entry(id).extent.valid()) slice.emplace_back(index.entry(id).key, index.entry(id).extent);
+      if (!index.live(id)) continue;
+      const Entry& entry = index.entry(id);
+      if (entry.extent.valid()) slice.push_back({entry.key, entry.extent, entry.hits});
     }
     lock.unlock();
     entries.insert(entries.end(), slice.begin(), slice.end());
@@ -255,8 +258,8 @@ Status StoreCore::write_checkpoint() {
     if (clear_epoch != epoch) return Status();  // the log is about to be cleared too
   }
   lock.unlock();
-  return log->checkpoint([&](const std::function<void(const ChunkKey&, Extent)>& sink) {
-    for (const auto& [key, extent] : entries) sink(key, extent);
+  return log->checkpoint([&](const nvme::RegionLog::EntrySink& sink) {
+    for (const auto& [key, extent, hits] : entries) sink(key, extent, hits);
   });
 }
 

@@ -157,6 +157,7 @@ Status StoreCore::open_nvme() {
       ++counters.recovered_chunks;
     }
     entry.extent = record.extent;
+    entry.hits = record.hits;
     return id;
   });
   return Status();
@@ -245,15 +246,15 @@ Status StoreCore::close(std::chrono::milliseconds deadline) {
   no_longer_served.reset();  // without mu: its thread may be in on_rank_gone()
   if (log) {
     log->settle();
-    std::vector<std::pair<ChunkKey, Extent>> entries;
+    std::vector<nvme::RecoveredRecord> entries;
     {
       std::lock_guard lock(mu);
       index.for_each([&](EntryId, Entry& entry) {
-        if (entry.extent.valid()) entries.emplace_back(entry.key, entry.extent);
+        if (entry.extent.valid()) entries.push_back({entry.key, entry.extent, entry.hits});
       });
     }
-    const Status log_closed = log->close([&](const std::function<void(const ChunkKey&, Extent)>& sink) {
-      for (const auto& [key, extent] : entries) sink(key, extent);
+    const Status log_closed = log->close([&](const nvme::RegionLog::EntrySink& sink) {
+      for (const auto& [key, extent, hits] : entries) sink(key, extent, hits);
     });
     if (result.ok()) result = log_closed;
   }

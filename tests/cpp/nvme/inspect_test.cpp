@@ -1,0 +1,379 @@
+// Looking at, verifying and clearing stores that nobody has open.
+#include "nvme/inspect.hpp"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "log_fixture.hpp"
+
+namespace lmcn::nvme {
+namespace {
+
+NamespaceId namespace_of(std::uint8_t byte) {
+  NamespaceId ns;
+  ns.bytes.fill(byte);
+  return ns;
+}
+
+/// Ends every write and sync from the nth on with EIO, as if the process had died there.
+class DyingEngine final : public io::IoEngine {
+ public:
+  DyingEngine(io::IoEngine& inner, std::uint64_t writes) : inner_(inner), left_(writes) {}
+  void submit(std::span<const io::IoRequest> requests) override {
+    for (const io::IoRequest& request : requests) {
+      if (request.op != io::Op::kRead && (dead_ || left_-- == 0)) dead_ = true;
+      if (request.op != io::Op::kRead && dead_) {
+        request.sink->on_io({.tag = request.tag, .expected = request.bytes, .actual = 0, .error = EIO});
+      } else {
+        inner_.submit(std::span(&request, 1));
+      }
+    }
+  }
+  Status register_buffer(std::span<std::byte>) override { return {}; }
+  Status register_fd(int) override { return {}; }
+  void unregister_fd(int) override {}
+  std::string name() const override { return "dying"; }
+  bool died() const { return dead_; }
+
+ private:
+  io::IoEngine& inner_;
+  std::uint64_t left_;
+  bool dead_ = false;
+};
+
+class Inspect : public LogFixture {
+ protected:
+  static constexpr std::uint32_t kRecords = 60;  // 23 a region: two sealed, one open
+
+  std::unique_ptr<StoreFiles> files(Access access = Access::kLook) { return files(access, *engine); }
+  std::unique_ptr<StoreFiles> files(Access access, io::IoEngine& with) {
+    auto opened = StoreFiles::open(options.directory, access, with);
+    EXPECT_TRUE(opened.ok()) << opened.status().to_string();
+    return opened.ok() ? std::move(opened).value() : nullptr;
+  }
+  Status refusal(Access access = Access::kLook) { return StoreFiles::open(options.directory, access, *engine).status(); }
+  Inspection inspect(bool namespaces = false) {
+    auto found = files()->inspect(namespaces);
+    EXPECT_TRUE(found.ok()) << found.status().to_string();
+    return std::move(found).value();
+  }
+  VerifyReport verify() {
+    auto report = files()->verify(nullptr);
+    EXPECT_TRUE(report.ok()) << report.status().to_string();
+    return std::move(report).value();
+  }
+  Result<ClearReport> clear(const ClearRequest& request) { return files(Access::kChange)->clear(request); }
+
+  /// Record `id`, in namespace `ns`.
+  void put_in(std::uint32_t id, const NamespaceId& ns) {
+    ids = std::max(ids, id + 1);
+    PageBuffer image = make_image(id, 40 * kKiB);
+    slot_header(image.data())->ns = ns;
+    std::promise<Put> promise;
+    const auto done = [&](const Status& status, Extent extent) { promise.set_value({status, extent}); };
+    Status status = log->append(image.data(), image.bytes(), id, done);
+    if (status.code() == Code::kResourceExhausted) {
+      idle();
+      ASSERT_TRUE(log->maintain().ok());
+      idle();
+      status = log->append(image.data(), image.bytes(), id, done);
+    }
+    ASSERT_TRUE(status.ok()) << status.to_string();
+    const Put put = promise.get_future().get();
+    ASSERT_TRUE(put.status.ok());
+    index[id] = put.extent;
+    truth[id].push_back(put.extent);
+  }
+  /// Every third record is of namespace 9, those of the second region all are.
+  static bool is_nine(std::uint32_t id) { return id % 3 == 0 || (id >= 23 && id < 46); }
+  void make_mixed_store(bool with_checkpoint) {
+    open();
+    for (std::uint32_t id = 0; id < kRecords; ++id) put_in(id, namespace_of(is_nine(id) ? 9 : 7));
+    idle();
+    if (with_checkpoint) {
+      ASSERT_TRUE(checkpoint().ok());
+    }
+    kill();
+  }
+  Status read_in(Extent extent, std::uint32_t id) {
+    PageBuffer image(extent.pages);
+    std::promise<Status> done;
+    const NamespaceId ns = namespace_of(is_nine(id) ? 9 : 7);
+    log->read(extent, image.data(), key_of(id), &ns, [&](const Status& s) { done.set_value(s); });
+    return done.get_future().get();
+  }
+  /// Opens; every record found reads well. Returns how many of namespace 9 and of others there are.
+  std::pair<std::size_t, std::size_t> open_and_count() {
+    open();
+    std::pair<std::size_t, std::size_t> out;
+    for (const auto& [id, extent] : index) {
+      EXPECT_EQ(read_in(extent, id).to_string(), "ok") << id;
+      ++(is_nine(id) ? out.first : out.second);
+    }
+    kill();
+    return out;
+  }
+  using Snapshot = std::map<std::string, std::vector<char>>;
+  Snapshot snapshot() const {
+    Snapshot out;
+    for (const auto& entry : std::filesystem::directory_iterator(options.directory)) {
+      out[entry.path().filename()] = bytes_of(entry.path().filename().c_str());
+    }
+    return out;
+  }
+  void restore(const Snapshot& from) const {
+    for (const auto& entry : std::filesystem::directory_iterator(options.directory)) std::filesystem::remove(entry.path());
+    for (const auto& [name, bytes] : from) {
+      write_file(name.c_str(), bytes);
+      ASSERT_EQ(::chmod(file(name.c_str()).c_str(), 0600), 0);
+    }
+  }
+};
+
+TEST_F(Inspect, SaysWhatOpenWouldFind) {
+  open();
+  put_many(0, kRecords);
+  put_many(0, 5);  // supersede five
+  ASSERT_TRUE(close().ok());
+  const Snapshot before = snapshot();
+  const Inspection found = inspect(true);
+  EXPECT_EQ(found.live.records, kRecords);
+  EXPECT_EQ(found.live.bytes, kRecords * 11 * kPageBytes);
+  EXPECT_EQ(found.dead_bytes, 5 * 11 * kPageBytes);
+  EXPECT_EQ(found.limit_bytes, options.limit_bytes);
+  EXPECT_EQ(found.totals.records, kRecords + 5);
+  EXPECT_EQ(found.totals.first_bytes, (kRecords + 5) * 11 * kPageBytes);
+  EXPECT_EQ(found.totals.reappended_bytes, 0u);
+  EXPECT_NE(found.created_unix_s, 0u);
+  EXPECT_EQ(found.totals.since_unix_s, found.created_unix_s);
+  ASSERT_EQ(found.namespaces.size(), 1u);
+  EXPECT_EQ(found.namespaces[0].tally.records, kRecords);
+  EXPECT_EQ(found.ages.back().records, 0u);  // unknown
+  EXPECT_EQ(found.hits[0].records, kRecords);
+  EXPECT_EQ(std::string(found.regions.at(0).state), "sealed");
+  EXPECT_EQ(std::string(found.regions.at(2).state), "open");
+  EXPECT_EQ(snapshot(), before) << "inspect wrote something";
+  open();
+  EXPECT_EQ(index.size(), kRecords);
+}
+
+TEST_F(Inspect, TotalsAndHitsSurviveRestarts) {
+  open();
+  put_many(0, 10);
+  const Status closed = log->close([this](const RegionLog::EntrySink& sink) {
+    for (const auto& [id, extent] : index) sink(key_of(id), extent, static_cast<std::uint16_t>(id));
+  });
+  ASSERT_TRUE(closed.ok());
+  log.reset();
+  Inspection found = inspect();
+  EXPECT_EQ(found.hits[0].records, 1u);
+  EXPECT_EQ(found.hits[1].records, 1u);  // 1
+  EXPECT_EQ(found.hits[2].records, 2u);  // 2, 3
+  EXPECT_EQ(found.hits[3].records, 4u);  // 4..7
+  EXPECT_EQ(found.hits[4].records, 2u);  // 8, 9
+  const std::uint64_t since = found.totals.since_unix_s;
+  open();
+  for (const RecoveredRecord& record : recovered) EXPECT_EQ(record.hits, id_of(record.key));
+  PageBuffer again = make_image(0, 40 * kKiB);
+  std::promise<void> done;
+  ASSERT_TRUE(log->append(again.data(), again.bytes(), 0, [&](const Status&, Extent) { done.set_value(); }, true).ok());
+  done.get_future().wait();
+  ASSERT_TRUE(close().ok());
+  found = inspect();
+  EXPECT_EQ(found.totals.records, 11u);
+  EXPECT_EQ(found.totals.first_bytes, 10 * 11 * kPageBytes);
+  EXPECT_EQ(found.totals.reappended_bytes, 11 * kPageBytes);
+  EXPECT_EQ(found.totals.since_unix_s, since);
+}
+
+TEST_F(Inspect, RefusesWhatItMayNotTouch) {
+  EXPECT_EQ(refusal().code(), Code::kNotFound);
+  EXPECT_FALSE(std::filesystem::exists(options.directory)) << "inspect made the directory";
+  open();
+  put_many(0, 3);
+  for (const Access access : {Access::kLook, Access::kChange}) {
+    const Status in_use = refusal(access);
+    EXPECT_EQ(in_use.code(), Code::kLocked);
+    EXPECT_NE(in_use.message().find(std::to_string(::getpid())), std::string::npos) << in_use.to_string();
+  }
+  kill();
+  {
+    const auto looking = files();
+    EXPECT_TRUE(refusal(Access::kLook).ok());
+    EXPECT_EQ(refusal(Access::kChange).code(), Code::kLocked);
+  }
+  const std::string directory = options.directory;
+  std::filesystem::create_symlink(directory, root.path() / "link");
+  options.directory = (root.path() / "link").string() + "/";
+  EXPECT_NE(refusal().message().find("symbolic link"), std::string::npos) << refusal().to_string();
+  options.directory = directory;
+  flip_byte("superblock", 8);
+  EXPECT_EQ(refusal().code(), Code::kFormatVersion);
+  flip_byte("superblock", 8);
+  flip_byte("superblock", 50);
+  EXPECT_EQ(refusal().code(), Code::kCorruption);
+}
+
+TEST_F(Inspect, VerifyNamesEachBadRecordAndItsCheck) {
+  open();
+  put_many(0, kRecords);
+  ASSERT_TRUE(close().ok());
+  EXPECT_TRUE(verify().bad.empty());
+  EXPECT_EQ(verify().verified.records, kRecords);
+  const auto at = [this](std::uint32_t id, std::uint64_t offset) {
+    return index[id].region * options.region_bytes + index[id].page * kPageBytes + offset;
+  };
+  flip_byte("data.000", at(4, kPageBytes + 20'000));
+  flip_byte("data.000", at(30, 20));
+  // A whole record, but another's place: copy record 51 over 50.
+  const std::vector<char> data = bytes_of("data.000");
+  const auto from = data.begin() + static_cast<std::ptrdiff_t>(at(51, 0));
+  write_bytes("data.000", at(50, 0), {from, from + 11 * 4096});
+  const Snapshot before = snapshot();
+  const VerifyReport report = verify();
+  EXPECT_EQ(snapshot(), before) << "verify wrote something";
+  ASSERT_EQ(report.bad.size(), 3u);
+  EXPECT_EQ(report.bad[0].key, key_of(4));
+  EXPECT_STREQ(report.bad[0].check, "payload");
+  EXPECT_EQ(report.bad[0].page, index[4].page);
+  EXPECT_EQ(report.bad[1].key, key_of(30));
+  EXPECT_STREQ(report.bad[1].check, "header");
+  EXPECT_EQ(report.bad[2].key, key_of(50));
+  EXPECT_STREQ(report.bad[2].check, "key");
+  EXPECT_EQ(report.verified.records, kRecords - 3);
+}
+
+TEST_F(Inspect, VerifyStopsWhenAsked) {
+  open();
+  put_many(0, kRecords);
+  ASSERT_TRUE(close().ok());
+  engine->add(io::Fault::hold()
+                  .on(io::Op::kRead)
+                  .in_range(index[40].region * options.region_bytes + index[40].page * kPageBytes,
+                            index[40].region * options.region_bytes + index[40].page * kPageBytes + 1));
+  bool asked = false;
+  const auto report = files()->verify([&](const Tally&, const Tally&) {
+    if (!asked) {
+      engine->clear();
+      engine->release();
+    }
+    asked = true;
+    return false;
+  });
+  ASSERT_TRUE(report.ok());
+  EXPECT_TRUE(asked);
+  EXPECT_TRUE(report->stopped);
+}
+
+TEST_F(Inspect, ClearAll) {
+  open();
+  put_many(0, kRecords);
+  ASSERT_TRUE(close().ok());
+  const std::uint64_t records = inspect().totals.records;
+  const auto report = clear({});
+  ASSERT_TRUE(report.ok()) << report.status().to_string();
+  EXPECT_EQ(report->cleared.records, kRecords);
+  EXPECT_GE(report->freed_bytes, 3 * options.region_bytes);
+  EXPECT_EQ(inspect().totals.records, records);
+  open();
+  EXPECT_TRUE(recovered.empty());
+  put_many(0, 30);
+  kill_and_open();
+  expect_readable(0, 30);
+  expect_no_lies();
+}
+
+TEST_F(Inspect, ClearByAgeDropsWholeRegions) {
+  open();
+  put_many(0, kRecords);
+  ASSERT_TRUE(close().ok());
+  auto report = clear({.older_than_s = 3600});
+  ASSERT_TRUE(report.ok());
+  EXPECT_EQ(report->cleared.records, 0u);
+  // Make region 0 two hours old, and region 1 of unknown age, as a store of before would be.
+  std::vector<char> data = bytes_of("data.000");
+  for (const std::uint32_t region : {0u, 1u}) {
+    RegionHeader header;
+    std::memcpy(static_cast<void*>(&header), data.data() + region * options.region_bytes, sizeof header);
+    header.opened_unix_s = region == 0 ? header.opened_unix_s - 7200 : 0;
+    seal_page(header);
+    std::memcpy(data.data() + region * options.region_bytes, &header, sizeof header);
+  }
+  write_file("data.000", data);
+  report = clear({.older_than_s = 3600});
+  ASSERT_TRUE(report.ok());
+  EXPECT_EQ(report->cleared.records, 23u);
+  EXPECT_EQ(report->regions_dropped, 1u);
+  EXPECT_EQ(report->regions_of_unknown_age, 1u);
+  std::filesystem::remove(file("index.ckpt"));
+  open();
+  EXPECT_EQ(index.size(), kRecords - 23);
+  expect_no_lies();
+  put_many(100, 130);
+  kill_and_open();
+  expect_readable(23, kRecords);
+  expect_readable(100, 130);
+}
+
+/// Bool: whether a checkpoint of all records is there.
+class ClearNamespace : public Inspect, public testing::WithParamInterface<bool> {
+ protected:
+  static std::size_t nines() {
+    std::size_t count = 0;
+    for (std::uint32_t id = 0; id < kRecords; ++id) count += is_nine(id) ? 1 : 0;
+    return count;
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Checkpoint, ClearNamespace, testing::Bool());
+
+TEST_P(ClearNamespace, IsGoneWhateverIsLostAfterwards) {
+  make_mixed_store(GetParam());
+  const auto report = clear({.ns = namespace_of(9)});
+  ASSERT_TRUE(report.ok()) << report.status().to_string();
+  EXPECT_EQ(report->cleared.records, nines());
+  EXPECT_EQ(report->regions_dropped, 1u);
+  const Snapshot cleared = snapshot();
+  const std::pair<std::size_t, std::size_t> expected(0, kRecords - nines());
+  EXPECT_EQ(open_and_count(), expected);
+  restore(cleared);
+  std::filesystem::remove(file("index.ckpt"));
+  EXPECT_EQ(open_and_count(), expected) << "without the checkpoint";
+  restore(cleared);
+  std::filesystem::remove(file("index.ckpt"));
+  for (const std::uint64_t region : {0, 1, 2}) flip_byte("data.000", (region + 1) * options.region_bytes - 1);
+  EXPECT_EQ(open_and_count(), expected) << "without footers";
+  EXPECT_EQ(verify().bad.size(), 0u);
+}
+
+// A death before any of its writes: what the next open finds is whole, and clearing again finishes.
+TEST_P(ClearNamespace, HalfDoneIsMoreOrLessNeverWrong) {
+  make_mixed_store(GetParam());
+  const Snapshot whole = snapshot();
+  const std::size_t others = kRecords - nines();
+  std::uint64_t deaths = 0;
+  for (bool died = true; died; ++deaths) {
+    ASSERT_LT(deaths, 200u);
+    for (const bool checkpoint_lost : {false, true}) {
+      restore(whole);
+      DyingEngine dying(*engine, deaths);
+      const auto report = files(Access::kChange, dying)->clear({.ns = namespace_of(9)});
+      died = dying.died();
+      EXPECT_EQ(report.ok(), !died) << deaths;
+      if (checkpoint_lost) std::filesystem::remove(file("index.ckpt"));
+      const Snapshot half = snapshot();
+      const auto [left, kept] = open_and_count();
+      EXPECT_LE(left, nines());
+      EXPECT_EQ(kept, others) << "death " << deaths;
+      EXPECT_TRUE(died || left == 0);
+      restore(half);
+      ASSERT_TRUE(clear({.ns = namespace_of(9)}).ok());
+      EXPECT_EQ(open_and_count(), std::pair(std::size_t{0}, others)) << "death " << deaths;
+      std::filesystem::remove(file("index.ckpt"));
+      EXPECT_EQ(open_and_count(), std::pair(std::size_t{0}, others)) << "death " << deaths;
+    }
+  }
+  EXPECT_GT(deaths, 15u);
+}
+
+}  // namespace
+}  // namespace lmcn::nvme
