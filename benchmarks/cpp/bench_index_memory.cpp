@@ -1,6 +1,5 @@
 // Bytes of memory an entry, from what the process grows by, for each policy; each figure from a process of its own. At 917505 and
-// 3670017 are the sizes below 1 and 4 million at which the table has just grown, where an entry costs the most. Exits with 1
-// above 96.
+// 3670017 entries the table has just grown and its own count is the highest, most of it untouched. Exits with 1 above 96.
 //   bench_index_memory [ENTRIES...]
 #include <sys/wait.h>
 
