@@ -3,7 +3,7 @@
 STAGE := bash -c 'set -euo pipefail; source tests/env/stages.sh; "$$@"' make
 export DEMO_ARGS BENCH_ARGS
 
-.PHONY: help test test-quick test-tsan lint format build wheel bench bench-ttft gpu-check demo tools clean
+.PHONY: help test test-quick test-tsan lint format build wheel bench bench-ttft simulate gpu-check demo tools clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -34,6 +34,9 @@ bench: tools ## the C++ benchmarks
 
 bench-ttft: tools ## time to first token through vLLM, both connectors beside vLLM's own tiering (BENCH_ARGS="--help")
 	@$(STAGE) bench_ttft $(BENCH_ARGS)
+
+simulate: tools ## hit rates of the eviction policies on a trace of requests (SIM_ARGS="--help")
+	@$(STAGE) simulate $(SIM_ARGS)
 
 gpu-check: tools ## prove the CUDA kernels on this machine's GPU; fails without one
 	@$(STAGE) gpu_check
