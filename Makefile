@@ -1,9 +1,9 @@
 # `make test` and `make demo` are the two commands; each sets up what it needs (Debian 12, root or sudo the first time).
 .DEFAULT_GOAL := help
 STAGE := bash -c 'set -euo pipefail; source tests/env/stages.sh; "$$@"' make
-export DEMO_ARGS BENCH_ARGS CRASH_ARGS SOAK_ARGS
+export DEMO_ARGS BENCH_ARGS CRASH_ARGS SOAK_ARGS SIM_ARGS
 
-.PHONY: help test test-quick test-tsan crash lint format build wheel bench bench-ttft bench-writes gpu-check demo soak tools clean
+.PHONY: help test test-quick test-tsan crash lint format build wheel bench bench-ttft bench-writes simulate gpu-check demo soak tools clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -40,6 +40,9 @@ bench-ttft: tools ## time to first token through vLLM, both connectors beside vL
 
 bench-writes: tools ## what NVMe reclaim costs in writes and gains in hits (BENCH_ARGS="--help")
 	@$(STAGE) bench_writes $(BENCH_ARGS)
+
+simulate: tools ## hit rates of the eviction policies on a trace of requests (SIM_ARGS="--help")
+	@$(STAGE) simulate $(SIM_ARGS)
 
 gpu-check: tools ## prove the CUDA kernels on this machine's GPU; fails without one
 	@$(STAGE) gpu_check

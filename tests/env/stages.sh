@@ -150,6 +150,12 @@ bench() {
   for program in $(find .build/bench -type f -name 'bench_*' -perm -u+x | sort); do "$program"; done
 }
 
+simulate() {
+  quietly cmake --preset bench
+  quietly cmake --build --preset bench -j "$JOBS" --target simulator
+  .build/bench/benchmarks/simulator/simulator "$@"
+}
+
 # with_engine PROGRAM [ARGUMENTS...]: a Python program with vLLM, the current wheel and SmolLM2.
 with_engine() {
   local engine model

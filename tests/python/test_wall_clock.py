@@ -1,4 +1,5 @@
-"""The wall clock may jump, so it decides nothing: no source that is shipped reads it."""
+"""The wall clock may jump, so it decides nothing. One function reads it, for ages that people are shown and for how long ago the
+last process noted its writes of the day (write_window_test.cpp: a clock set backwards forgets nothing)."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ def readers(folders: tuple[str, ...], suffixes: tuple[str, ...], pattern: re.Pat
 def test_no_native_source_reads_it() -> None:
     files, found = readers(("cpp", "cuda", "bindings"), (".cpp", ".hpp", ".cu", ".cuh"), NATIVE)
     assert files > 50
-    assert found == []
+    assert [line.split(":")[0] for line in found] == ["cpp/src/nvme/format.cpp"]
 
 
 def test_no_python_source_reads_it() -> None:
