@@ -314,6 +314,33 @@ TEST_F(Inspect, ClearByAgeDropsWholeRegions) {
   expect_readable(100, 130);
 }
 
+TEST_F(Inspect, SequencesOfDroppedRegionsAreNotUsedAgain) {
+  open();
+  put_many(0, kRecords);
+  ASSERT_TRUE(close().ok());
+  std::set<std::uint64_t> used;
+  for (const RegionReport& region : inspect().regions) {
+    if (region.records != 0) {
+      used.insert(region.sequence);
+    } else {  // as if its header had been lost: nothing else shows a higher sequence
+      write_bytes("data.000", region.region * options.region_bytes, std::vector<char>(kPageBytes));
+    }
+  }
+  const auto report = clear({.older_than_s = 0});
+  ASSERT_TRUE(report.ok()) << report.status().to_string();
+  EXPECT_EQ(report->cleared.records, kRecords);
+  std::filesystem::remove(file("index.ckpt"));
+  open();
+  EXPECT_TRUE(recovered.empty());
+  index.clear();
+  put_many(0, kRecords);
+  ASSERT_TRUE(close().ok());
+  for (const RegionReport& region : inspect().regions) {
+    EXPECT_TRUE(region.records == 0 || !used.contains(region.sequence)) << region.region;
+  }
+  EXPECT_EQ(inspect().live.records, kRecords);
+}
+
 /// Bool: whether a checkpoint of all records is there.
 class ClearNamespace : public Inspect, public testing::WithParamInterface<bool> {
  protected:
