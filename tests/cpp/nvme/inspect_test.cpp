@@ -185,6 +185,35 @@ TEST_F(Inspect, TotalsAndHitsSurviveRestarts) {
   EXPECT_EQ(found.totals.since_unix_s, since);
 }
 
+// Version 1 had zeros where times, hits and totals are now.
+TEST_F(Inspect, AStoreOfBeforeTheNewFieldsIsReadWhole) {
+  open();
+  put_many(0, kRecords);
+  ASSERT_TRUE(close().ok());
+  const auto reset = [this](const char* name, std::uint64_t at, auto page, auto change) {
+    std::vector<char> bytes = bytes_of(name);
+    std::memcpy(static_cast<void*>(&page), bytes.data() + at, sizeof page);
+    change(page);
+    seal_page(page);
+    std::memcpy(bytes.data() + at, &page, sizeof page);
+    write_file(name, bytes);
+  };
+  reset("superblock", 0, Superblock{}, [](Superblock& page) { page.created_unix_s = 0; });
+  reset("index.ckpt", 0, CheckpointHeader{}, [](CheckpointHeader& page) { page.totals = {}, page.limit_bytes = 0; });
+  for (const std::uint64_t region : {0, 1, 2}) {
+    reset("data.000", region * options.region_bytes, RegionHeader{}, [](RegionHeader& page) { page.opened_unix_s = 0; });
+  }
+  const Inspection found = inspect();
+  EXPECT_EQ(found.live.records, kRecords);
+  EXPECT_EQ(found.ages.back().records, kRecords) << "unknown";
+  EXPECT_EQ(found.created_unix_s + found.limit_bytes + found.totals.since_unix_s, 0u);
+  EXPECT_EQ(clear({.older_than_s = 0})->regions_of_unknown_age, 3u);
+  open();
+  EXPECT_EQ(log->stats().recovered_from_checkpoint, kRecords);
+  EXPECT_NE(log->stats().lifetime.since_unix_s, 0u);
+  expect_readable(0, kRecords);
+}
+
 TEST_F(Inspect, RefusesWhatItMayNotTouch) {
   EXPECT_EQ(refusal().code(), Code::kNotFound);
   EXPECT_FALSE(std::filesystem::exists(options.directory)) << "inspect made the directory";
