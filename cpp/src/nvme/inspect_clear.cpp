@@ -12,7 +12,6 @@
 #include <map>
 #include <unordered_set>
 
-#include "base/seq_points.hpp"
 #include "nvme/geometry.hpp"
 #include "nvme/inspect.hpp"
 
@@ -130,7 +129,6 @@ Status StoreFiles::clear_all(const Contents& contents) {
   raised.sequence_floor = contents.next_sequence + kSequenceGap;
   LMCN_RETURN_IF_ERROR(store_superblock(*directory_, engine_, raised));
   superblock_ = raised;
-  LMCN_SEQ_POINT("clear.epoch_raised");
   if (data_.valid() && ::ftruncate(data_.get(), 0) != 0) {
     return Status::from_errno(errno, "ftruncate " + directory_->path_of("data.000"));
   }
@@ -186,7 +184,6 @@ Status StoreFiles::clear_some(const Contents& contents, Victims& victims) {
     superblock_ = raised;
   }
   LMCN_RETURN_IF_ERROR(replace_checkpoint(contents, victims));
-  LMCN_SEQ_POINT("clear.checkpoint_replaced");
 
   // A footer that is torn here is no footer: the region is walked then.
   bool any_footer = false;
@@ -203,7 +200,6 @@ Status StoreFiles::clear_some(const Contents& contents, Victims& victims) {
     any_footer = true;
   }
   if (any_footer) LMCN_RETURN_IF_ERROR(sync_data());
-  LMCN_SEQ_POINT("clear.footers_written");
 
   bool any_header = false;
   for (const auto& [place, pages] : victims.records) {
@@ -232,7 +228,6 @@ Status StoreFiles::clear_some(const Contents& contents, Victims& victims) {
     any_header = true;
   }
   if (any_header) LMCN_RETURN_IF_ERROR(sync_data());
-  LMCN_SEQ_POINT("clear.headers_written");
   for (const FoundRegion& found : contents.found) {
     if (!victims.whole[found.region]) continue;
     const int punched =

@@ -118,7 +118,7 @@ def _as_text(found: dict[str, Any], namespaces: bool, regions: bool) -> list[str
         found["path"],
         f"  store        {found['uuid']}, format version {found['format_version']}, made {ago(found['created_unix_s'])}",
         f"  space        {size(found['allocated_bytes'])} taken, limit {limit}",
-        f"  chunks       {found['records']:,} in {size(found['live_bytes'])}; {size(found['dead_bytes'])} of superseded ones",
+        f"  chunks       {found['records']:,} in {size(found['live_bytes'])}; {size(found['dead_bytes'])} of dead ones",
         f"  regions      {len(found['regions'])} of {size(found['region_bytes'])}: "
         + (", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none"),
     ]
@@ -126,11 +126,12 @@ def _as_text(found: dict[str, Any], namespaces: bool, regions: bool) -> list[str
         amplification = write_amplification(totals)
         lines.append(
             f"  written      {size(totals['first_bytes'])} new, {size(totals['reappended_bytes'])} again at reclaim, "
-            f"since {ago(totals['since_unix_s'])}"
+            f"over {age(max(0, now - totals['since_unix_s']))}"
             + (f"; write amplification {amplification:.2f}" if amplification is not None else "")
         )
     lines += [f"  PROBLEM      {text}" for text in found["problems"]]
-    rows = [(_age_label(found["ages"], i), one["bytes"], _tally(one)) for i, one in enumerate(found["ages"])]
+    last = max((i for i, one in enumerate(found["ages"]) if one["records"]), default=0)
+    rows = [(_age_label(one), one["bytes"], _tally(one)) for one in found["ages"][: last + 1]]
     lines += _chart("age of chunks, by bytes", rows)
     used = max((i for i, one in enumerate(found["hits"]) if one["records"]), default=0)
     rows = [(_hits_label(one["from"]), one["records"], _tally(one)) for one in found["hits"][: used + 1]]
@@ -152,8 +153,7 @@ def _tally(one: dict[str, int]) -> str:
     return f"{one['records']:,}, {size(one['bytes'])}" if one["records"] else "-"
 
 
-def _age_label(ages: list[dict[str, Any]], index: int) -> str:
-    one = ages[index]
+def _age_label(one: dict[str, Any]) -> str:
     if one["class"] == "below":
         return f"below {age(one['below_s'])}"
     return "older" if one["class"] == "older" else "unknown"

@@ -186,6 +186,35 @@ TEST_F(Inspect, TotalsAndHitsSurviveRestarts) {
   EXPECT_EQ(found.totals.since_unix_s, since);
 }
 
+// Version 1 had zeros where times, hits and totals are now.
+TEST_F(Inspect, AStoreOfBeforeTheNewFieldsIsReadWhole) {
+  open();
+  put_many(0, kRecords);
+  ASSERT_TRUE(close().ok());
+  const auto reset = [this](const char* name, std::uint64_t at, auto page, auto change) {
+    std::vector<char> bytes = bytes_of(name);
+    std::memcpy(static_cast<void*>(&page), bytes.data() + at, sizeof page);
+    change(page);
+    seal_page(page);
+    std::memcpy(bytes.data() + at, &page, sizeof page);
+    write_file(name, bytes);
+  };
+  reset("superblock", 0, Superblock{}, [](Superblock& page) { page.created_unix_s = 0; });
+  reset("index.ckpt", 0, CheckpointHeader{}, [](CheckpointHeader& page) { page.totals = {}, page.limit_bytes = 0; });
+  for (const std::uint64_t region : {0, 1, 2}) {
+    reset("data.000", region * options.region_bytes, RegionHeader{}, [](RegionHeader& page) { page.opened_unix_s = 0; });
+  }
+  const Inspection found = inspect();
+  EXPECT_EQ(found.live.records, kRecords);
+  EXPECT_EQ(found.ages.back().records, kRecords) << "unknown";
+  EXPECT_EQ(found.created_unix_s + found.limit_bytes + found.totals.since_unix_s, 0u);
+  EXPECT_EQ(clear({.older_than_s = 0})->regions_of_unknown_age, 3u);
+  open();
+  EXPECT_EQ(log->stats().recovered_from_checkpoint, kRecords);
+  EXPECT_NE(log->stats().lifetime.since_unix_s, 0u);
+  expect_readable(0, kRecords);
+}
+
 TEST_F(Inspect, RefusesWhatItMayNotTouch) {
   EXPECT_EQ(refusal().code(), Code::kNotFound);
   EXPECT_FALSE(std::filesystem::exists(options.directory)) << "inspect made the directory";
@@ -313,6 +342,33 @@ TEST_F(Inspect, ClearByAgeDropsWholeRegions) {
   kill_and_open();
   expect_readable(23, kRecords);
   expect_readable(100, 130);
+}
+
+TEST_F(Inspect, SequencesOfDroppedRegionsAreNotUsedAgain) {
+  open();
+  put_many(0, kRecords);
+  ASSERT_TRUE(close().ok());
+  std::set<std::uint64_t> used;
+  for (const RegionReport& region : inspect().regions) {
+    if (region.records != 0) {
+      used.insert(region.sequence);
+    } else {  // as if its header had been lost: nothing else shows a higher sequence
+      write_bytes("data.000", region.region * options.region_bytes, std::vector<char>(kPageBytes));
+    }
+  }
+  const auto report = clear({.older_than_s = 0});
+  ASSERT_TRUE(report.ok()) << report.status().to_string();
+  EXPECT_EQ(report->cleared.records, kRecords);
+  std::filesystem::remove(file("index.ckpt"));
+  open();
+  EXPECT_TRUE(recovered.empty());
+  index.clear();
+  put_many(0, kRecords);
+  ASSERT_TRUE(close().ok());
+  for (const RegionReport& region : inspect().regions) {
+    EXPECT_TRUE(region.records == 0 || !used.contains(region.sequence)) << region.region;
+  }
+  EXPECT_EQ(inspect().live.records, kRecords);
 }
 
 /// Bool: whether a checkpoint of all records is there.
