@@ -10,6 +10,7 @@ namespace lmcn {
 void StoreCore::start_check(SlotId id, bool take) {
   SlotRecord& record = slots[id];
   ++record.pins;
+  ++checks_in_flight;
   if (!take) ++record.checks_wanted;
   Promotion check;
   check.kind = take ? Promotion::Kind::kTakeChecksum : Promotion::Kind::kCompareChecksum;
@@ -34,6 +35,7 @@ void StoreCore::run_check(const Promotion& check) {
         drop_host_copy(record.entry);
       }
     }
+    --checks_in_flight;
     unpin(check.slot);
     changed();
   }

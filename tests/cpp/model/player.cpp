@@ -167,6 +167,8 @@ class Player {
     options.nvme_bytes = world_.nvme_bytes;
     options.region_bytes = 1 << 20;
     options.fail_when_locked = true;
+    options.cache_policy = world_.seed % 3 == 1 ? "S3FIFO" : "LRU";
+    options.verify = world_.seed % 2 == 0 ? "all" : "nvme";
     store_ = std::make_unique<StoreCore>(options);
     faulty_ = nullptr;
     store_->wrap_engine = [this](std::unique_ptr<io::IoEngine>) -> std::unique_ptr<io::IoEngine> {
@@ -430,7 +432,9 @@ class Player {
       std::lock_guard lock(store_->mu);
       std::uint64_t pins = 0;
       for (const SlotRecord& record : store_->slots) pins += record.pins;
-      if (pins != store_->demotions_in_flight + store_->promotions_in_flight || store_->request_pinned_bytes != 0) {
+      std::uint64_t expected = store_->demotions_in_flight + store_->promotions_in_flight + store_->checks_in_flight;
+      for (const auto& [region, slots] : store_->evacuations) expected += slots.size();
+      if (pins != expected || store_->request_pinned_bytes != 0) {
         throw Wrong("nobody holds a lease, and " + std::to_string(pins) + " pins are held");
       }
     }
