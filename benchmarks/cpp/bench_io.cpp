@@ -1,9 +1,10 @@
 // What the engines make of a device, against plain pread/pwrite on the same file in the same minute: rounds are interleaved,
 // medians are printed with the range. Figures of different runs on a shared device are not comparable.
 //   bench_io [DIR=/tmp] [FILE_MIB=512] [REQUEST_KIB=2048] [ROUNDS=7]
-//   bench_io depths [DIR=/tmp] [FILE_MIB=256] [ROUNDS=5]
+//   bench_io depths [DIR=/tmp] [FILE_MIB=256] [ROUNDS=5] [REQUEST_KIB=128,1024,4096 one after another]
 // The second one sets the thread pool beside io_uring at equal depth (threads = depth), for sizes that records have; the target is
-// 90 % of io_uring's throughput. The pool as the store makes it (4 threads) is measured at depth 32 too.
+// 90 % of io_uring's throughput; as many threads with pread and pwrite and no engine show what can be had. The pool as the store
+// makes it (4 threads) is measured at depth 32 too.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -153,7 +154,8 @@ Way make_way(const std::string& name, const EngineOptions& options) {
   return {name, std::move(made.value()), {}, {}};
 }
 
-void compare_at_depths(const std::string& directory, std::uint64_t file_bytes, unsigned rounds) {
+void compare_at_depths(const std::string& directory, std::uint64_t file_bytes, unsigned rounds,
+                       const std::vector<std::uint64_t>& request_sizes_kib) {
   const File file = make_file(directory, file_bytes);
   run_plain(make_load(file, file_bytes, std::min<std::uint64_t>(file_bytes, 4 << 20)), Op::kWrite, 1);
   std::mt19937_64 random(1);
@@ -162,12 +164,13 @@ void compare_at_depths(const std::string& directory, std::uint64_t file_bytes, u
   std::printf("%-5s %9s %5s   %-12s %22s %10s %12s\n", "", "request", "depth", "engine", "GB/s median (range)", "of uring",
               "CPU s/GiB");
   for (const Op op : {Op::kRead, Op::kWrite}) {
-    for (const std::uint64_t request_kib : {128u, 1024u, 4096u}) {
+    for (const std::uint64_t request_kib : request_sizes_kib) {
       for (const unsigned depth : {1u, 8u, 32u}) {
         Load load = make_load(file, file_bytes, request_kib << 10);
         std::vector<Way> ways;
         ways.push_back(make_way("io_uring", {.kind = EngineKind::kIoUring, .queue_depth = depth}));
         ways.push_back(make_way("threads", {.kind = EngineKind::kThreads, .queue_depth = depth, .threads = depth}));
+        ways.push_back({"plain", nullptr, {}, {}});
         if (depth == 32) ways.push_back(make_way("4 threads", {.kind = EngineKind::kThreads, .queue_depth = depth}));
         std::vector<Way*> order;
         for (Way& way : ways) order.push_back(&way);
@@ -177,7 +180,11 @@ void compare_at_depths(const std::string& directory, std::uint64_t file_bytes, u
           for (Way* way : order) {
             const double processor_start = processor_seconds();
             const auto start = Clock::now();
-            run_engine(load, op, *way->engine, ignored);
+            if (way->engine) {
+              run_engine(load, op, *way->engine, ignored);
+            } else {
+              run_plain(load, op, depth);
+            }
             way->gigabytes_per_s.push_back(load.bytes() / seconds_since(start) * 1e-9);
             way->cpu_s_per_gib.push_back((processor_seconds() - processor_start) / load.bytes() * 0x1p30);
           }
@@ -205,7 +212,10 @@ int main(int argc, char** argv) {
     const std::uint64_t bytes = std::strtoull(argc > 3 ? argv[3] : "256", nullptr, 10) << 20;
     const auto rounds = static_cast<unsigned>(std::strtoul(argc > 4 ? argv[4] : "5", nullptr, 10));
     require(bytes >= 4 << 20 && bytes % (4 << 20) == 0 && rounds > 0, "see the head of the source");
-    compare_at_depths(argc > 2 ? argv[2] : "/tmp", bytes, rounds);
+    const std::uint64_t kib = argc > 5 ? std::strtoull(argv[5], nullptr, 10) : 0;
+    require(kib % 4 == 0 && kib << 10 <= bytes, "see the head of the source");
+    compare_at_depths(argc > 2 ? argv[2] : "/tmp", bytes, rounds,
+                      kib != 0 ? std::vector<std::uint64_t>{kib} : std::vector<std::uint64_t>{128, 1024, 4096});
     return 0;
   }
   const std::string directory = argc > 1 ? argv[1] : "/tmp";
