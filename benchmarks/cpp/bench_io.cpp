@@ -1,6 +1,10 @@
 // What the engines make of a device, against plain pread/pwrite on the same file in the same minute: rounds are interleaved,
 // medians are printed with the range. Figures of different runs on a shared device are not comparable.
 //   bench_io [DIR=/tmp] [FILE_MIB=512] [REQUEST_KIB=2048] [ROUNDS=7]
+//   bench_io depths [DIR=/tmp] [FILE_MIB=256] [ROUNDS=5] [REQUEST_KIB=128,1024,4096 one after another]
+// The second one sets the thread pool beside io_uring at equal depth (threads = depth), for sizes that records have; the target is
+// 90 % of io_uring's throughput; as many threads with pread and pwrite and no engine show what can be had. The pool as the store
+// makes it (4 threads) is measured at depth 32 too.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -117,9 +121,103 @@ std::unique_ptr<IoEngine> engine_of(EngineKind kind) {
   return made.ok() ? std::move(made.value()) : nullptr;
 }
 
+struct File {
+  int fd;
+  std::byte* memory;
+};
+
+File make_file(const std::string& directory, std::uint64_t bytes) {
+  std::string path = directory + "/bench_io_XXXXXX";
+  const int fd = ::mkostemp(path.data(), O_DIRECT | O_CLOEXEC);
+  require(fd >= 0, "cannot make an O_DIRECT file in " + directory);
+  ::unlink(path.c_str());
+  void* area = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+  require(area != MAP_FAILED, "no memory");
+  return {fd, static_cast<std::byte*>(area)};
+}
+
+Load make_load(const File& file, std::uint64_t file_bytes, std::uint64_t request_bytes) {
+  Load load{file.fd, file.memory, request_bytes, std::vector<std::uint64_t>(file_bytes / request_bytes)};
+  std::iota(load.order.begin(), load.order.end(), std::uint64_t{0});
+  return load;
+}
+
+struct Way {
+  std::string name;
+  std::unique_ptr<IoEngine> engine;
+  std::vector<double> gigabytes_per_s, cpu_s_per_gib;
+};
+
+Way make_way(const std::string& name, const EngineOptions& options) {
+  auto made = make_engine(options);
+  require(made.ok(), made.status().message());
+  return {name, std::move(made.value()), {}, {}};
+}
+
+void compare_at_depths(const std::string& directory, std::uint64_t file_bytes, unsigned rounds,
+                       const std::vector<std::uint64_t>& request_sizes_kib) {
+  const File file = make_file(directory, file_bytes);
+  run_plain(make_load(file, file_bytes, std::min<std::uint64_t>(file_bytes, 4 << 20)), Op::kWrite, 1);
+  std::mt19937_64 random(1);
+  std::vector<double> ignored;
+  int met = 0, all = 0;
+  std::printf("%-5s %9s %5s   %-12s %22s %10s %12s\n", "", "request", "depth", "engine", "GB/s median (range)", "of uring",
+              "CPU s/GiB");
+  for (const Op op : {Op::kRead, Op::kWrite}) {
+    for (const std::uint64_t request_kib : request_sizes_kib) {
+      for (const unsigned depth : {1u, 8u, 32u}) {
+        Load load = make_load(file, file_bytes, request_kib << 10);
+        std::vector<Way> ways;
+        ways.push_back(make_way("io_uring", {.kind = EngineKind::kIoUring, .queue_depth = depth}));
+        ways.push_back(make_way("threads", {.kind = EngineKind::kThreads, .queue_depth = depth, .threads = depth}));
+        ways.push_back({"plain", nullptr, {}, {}});
+        if (depth == 32) ways.push_back(make_way("4 threads", {.kind = EngineKind::kThreads, .queue_depth = depth}));
+        std::vector<Way*> order;
+        for (Way& way : ways) order.push_back(&way);
+        for (unsigned round = 0; round < rounds; ++round) {
+          std::shuffle(load.order.begin(), load.order.end(), random);
+          std::shuffle(order.begin(), order.end(), random);
+          for (Way* way : order) {
+            const double processor_start = processor_seconds();
+            const auto start = Clock::now();
+            if (way->engine) {
+              run_engine(load, op, *way->engine, ignored);
+            } else {
+              run_plain(load, op, depth);
+            }
+            way->gigabytes_per_s.push_back(load.bytes() / seconds_since(start) * 1e-9);
+            way->cpu_s_per_gib.push_back((processor_seconds() - processor_start) / load.bytes() * 0x1p30);
+          }
+        }
+        const double uring = quantile(ways[0].gigabytes_per_s, 0.5);
+        for (const Way& way : ways) {
+          const double rate = quantile(way.gigabytes_per_s, 0.5);
+          std::printf("%-5s %5llu KiB %5u   %-12s %8.2f (%5.2f-%5.2f) %8.0f %% %12.3f\n", op == Op::kRead ? "read" : "write",
+                      static_cast<unsigned long long>(request_kib), depth, way.name.c_str(), rate, quantile(way.gigabytes_per_s, 0),
+                      quantile(way.gigabytes_per_s, 1), 100 * rate / uring, quantile(way.cpu_s_per_gib, 0.5));
+        }
+        ++all;
+        if (quantile(ways[1].gigabytes_per_s, 0.5) >= 0.9 * uring) ++met;
+        std::fflush(stdout);
+      }
+    }
+  }
+  std::printf("the thread pool reaches 90 %% of io_uring at equal depth in %d of %d\n", met, all);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc > 1 && std::string(argv[1]) == "depths") {
+    const std::uint64_t bytes = std::strtoull(argc > 3 ? argv[3] : "256", nullptr, 10) << 20;
+    const auto rounds = static_cast<unsigned>(std::strtoul(argc > 4 ? argv[4] : "5", nullptr, 10));
+    require(bytes >= 4 << 20 && bytes % (4 << 20) == 0 && rounds > 0, "see the head of the source");
+    const std::uint64_t kib = argc > 5 ? std::strtoull(argv[5], nullptr, 10) : 0;
+    require(kib % 4 == 0 && kib << 10 <= bytes, "see the head of the source");
+    compare_at_depths(argc > 2 ? argv[2] : "/tmp", bytes, rounds,
+                      kib != 0 ? std::vector<std::uint64_t>{kib} : std::vector<std::uint64_t>{128, 1024, 4096});
+    return 0;
+  }
   const std::string directory = argc > 1 ? argv[1] : "/tmp";
   const std::uint64_t file_bytes = std::strtoull(argc > 2 ? argv[2] : "512", nullptr, 10) << 20;
   const std::uint64_t request_bytes = std::strtoull(argc > 3 ? argv[3] : "2048", nullptr, 10) << 10;
@@ -127,14 +225,7 @@ int main(int argc, char** argv) {
   require(request_bytes >= 4096 && request_bytes % 4096 == 0 && file_bytes >= request_bytes && rounds > 0,
           "see the head of the source");
 
-  std::string path = directory + "/bench_io_XXXXXX";
-  const int fd = ::mkostemp(path.data(), O_DIRECT | O_CLOEXEC);
-  require(fd >= 0, "cannot make an O_DIRECT file in " + directory);
-  ::unlink(path.c_str());
-  void* area = ::mmap(nullptr, file_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-  require(area != MAP_FAILED, "no memory");
-  Load load{fd, static_cast<std::byte*>(area), request_bytes, std::vector<std::uint64_t>(file_bytes / request_bytes)};
-  std::iota(load.order.begin(), load.order.end(), std::uint64_t{0});
+  Load load = make_load(make_file(directory, file_bytes), file_bytes, request_bytes);
   run_plain(load, Op::kWrite, 1);  // blocks are allocated and written before anything is measured
 
   const auto uring = engine_of(EngineKind::kIoUring), fixed = engine_of(EngineKind::kIoUring),
@@ -144,7 +235,7 @@ int main(int argc, char** argv) {
     const lmcn::Status status = fixed->register_buffer({load.memory, file_bytes});
     std::printf("register_buffer of %llu MiB: %.1f ms, %s\n", static_cast<unsigned long long>(file_bytes >> 20),
                 seconds_since(start) * 1e3, status.to_string().c_str());
-    require(fixed->register_fd(fd).ok(), "register_fd");
+    require(fixed->register_fd(load.fd).ok(), "register_fd");
   }
 
   std::map<std::string, std::vector<double>> submit_us;

@@ -148,6 +148,7 @@ bench() {
   build_cpp bench
   local program
   for program in $(find .build/bench -type f -name 'bench_*' -perm -u+x | sort); do "$program"; done
+  .build/bench/benchmarks/bench_io depths
 }
 
 simulate() {
