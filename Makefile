@@ -1,9 +1,9 @@
 # `make test` and `make demo` are the two commands; each sets up what it needs (Debian 12, root or sudo the first time).
 .DEFAULT_GOAL := help
 STAGE := bash -c 'set -euo pipefail; source tests/env/stages.sh; "$$@"' make
-export DEMO_ARGS BENCH_ARGS
+export DEMO_ARGS BENCH_ARGS FUZZ_SECONDS
 
-.PHONY: help test test-quick test-tsan lint format build wheel bench bench-ttft gpu-check demo tools clean
+.PHONY: help test test-quick test-tsan fuzz lint format build wheel bench bench-ttft gpu-check demo tools clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -16,6 +16,9 @@ test-quick: ## the same without sanitizers and without an engine
 
 test-tsan: ## the C++ tests under ThreadSanitizer
 	@tests/env/test.sh tsan
+
+fuzz: tools ## libFuzzer on everything that is parsed, ten minutes a target (FUZZ_SECONDS=60 FUZZ_ARGS="--target footer")
+	@$(STAGE) fuzz $(FUZZ_ARGS)
 
 lint: ## clang-format, ruff, mypy, shellcheck
 	@tests/env/test.sh lint

@@ -35,6 +35,16 @@ test_cpp() {
   tail -n 5 ".build/$1-ctest.log"
 }
 
+# fuzz [ARGUMENTS of tests/fuzz/run.sh...]: each target for ten minutes, or as asked
+fuzz() {
+  build_cpp fuzz
+  tests/fuzz/run.sh --seconds "${FUZZ_SECONDS:-600}" "$@"
+}
+
+fuzz_ci() {
+  FUZZ_SECONDS=60 fuzz
+}
+
 build_wheel() {
   rm -rf dist
   .venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
@@ -112,7 +122,7 @@ lint() {
   .venv/bin/ruff check . || bad=1
   .venv/bin/ruff format --check --exclude '*.md' . || bad=1
   .venv/bin/mypy --strict python/lmcache_native examples/demo || bad=1
-  shellcheck -x -P SCRIPTDIR .ci/run tests/env/*.sh || bad=1
+  shellcheck -x -P SCRIPTDIR .ci/run tests/env/*.sh tests/fuzz/*.sh || bad=1
   return $bad
 }
 
