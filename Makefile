@@ -1,7 +1,8 @@
 # `make test` and `make demo` are the two commands; each sets up what it needs (Debian 12, root or sudo the first time).
 .DEFAULT_GOAL := help
 STAGE := bash -c 'set -euo pipefail; source tests/env/stages.sh; "$$@"' make
-export DEMO_ARGS BENCH_ARGS FUZZ_SECONDS
+export DEMO_ARGS BENCH_ARGS
+FUZZ_SECONDS ?= 600
 
 .PHONY: help test test-quick test-tsan fuzz lint format build wheel bench bench-ttft gpu-check demo tools clean
 
@@ -18,7 +19,7 @@ test-tsan: ## the C++ tests under ThreadSanitizer
 	@tests/env/test.sh tsan
 
 fuzz: tools ## libFuzzer on everything that is parsed, ten minutes a target (FUZZ_SECONDS=60 FUZZ_ARGS="--target footer")
-	@$(STAGE) fuzz $(FUZZ_ARGS)
+	@$(STAGE) fuzz $(FUZZ_SECONDS) $(FUZZ_ARGS)
 
 lint: ## clang-format, ruff, mypy, shellcheck
 	@tests/env/test.sh lint

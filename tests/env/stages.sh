@@ -35,14 +35,16 @@ test_cpp() {
   tail -n 5 ".build/$1-ctest.log"
 }
 
-# fuzz [ARGUMENTS of tests/fuzz/run.sh...]: each target for ten minutes, or as asked
+# fuzz SECONDS [ARGUMENTS of tests/fuzz/run.sh...]
 fuzz() {
+  wheel_is_current || build_wheel
+  install_wheel .venv/bin/python
   build_cpp fuzz
-  tests/fuzz/run.sh --seconds "${FUZZ_SECONDS:-600}" "$@"
+  tests/fuzz/run.sh --seconds "$@"
 }
 
 fuzz_ci() {
-  FUZZ_SECONDS=60 fuzz
+  fuzz 60
 }
 
 build_wheel() {
