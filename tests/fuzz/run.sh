@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # usage: run.sh [--target NAME]... [--seconds N] [--minimise]    Fuzzes in the build folder .build/fuzz (preset fuzz), two targets at
-# once. A finding ends its target, is kept as .build/fuzz/findings/<target>/..., and makes this fail: replay it with
+# once, config with .venv. A finding ends its target, is kept as .build/fuzz/findings/<target>/..., and makes this fail: replay it with
 # .build/fuzz/tests/fuzz/fuzz_<target> FILE, and once it is fixed add it to tests/fuzz/regressions/<target>/.
 # What is new is kept in .build/fuzz/corpus/<target>; --minimise makes the committed corpus anew from that instead of fuzzing.
 source "$(dirname "${BASH_SOURCE[0]}")/../env/common.sh"
@@ -23,6 +23,7 @@ if ((${#targets[@]} == 0)); then
     name=${source##*/fuzz_}
     targets+=("${name%.cpp}")
   done
+  targets+=(config)
 fi
 
 seeds=.build/fuzz/seeds
@@ -43,7 +44,8 @@ minimise_one() {
 fuzz_one() {
   local target=$1 log=.build/fuzz/$1.log
   if [[ $target == config ]]; then
-    LMCN_FUZZ_SECONDS=$seconds .venv/bin/python tests/fuzz/fuzz_config.py >"$log" 2>&1
+    mkdir -p .build/fuzz/findings/config
+    LMCN_FUZZ_SECONDS=$seconds .venv/bin/python tests/fuzz/fuzz_config.py -artifact_prefix=.build/fuzz/findings/config/ >"$log" 2>&1
   else
     mkdir -p ".build/fuzz/corpus/$target" ".build/fuzz/findings/$target"
     "$programs/fuzz_$target" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -malloc_limit_mb=64 -max_len=20000 \
@@ -55,7 +57,7 @@ fuzz_one() {
 report() {
   local target=$1 code=$2
   if ((code == 0)); then
-    echo "$target: nothing found, $(grep -E '^(Done|[0-9]+ configurations)' ".build/fuzz/$target.log" | tail -n 1)"
+    echo "$target: nothing found, $(grep '^Done' ".build/fuzz/$target.log" | tail -n 1)"
   else
     echo "$target: FAILED ($code)"
     tail -n 40 ".build/fuzz/$target.log"
