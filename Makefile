@@ -1,9 +1,10 @@
 # `make test` and `make demo` are the two commands; each sets up what it needs (Debian 12, root or sudo the first time).
 .DEFAULT_GOAL := help
 STAGE := bash -c 'set -euo pipefail; source tests/env/stages.sh; "$$@"' make
-export DEMO_ARGS BENCH_ARGS CRASH_ARGS SOAK_ARGS SIM_ARGS
+export DEMO_ARGS BENCH_ARGS CRASH_ARGS FUZZ_ARGS SOAK_ARGS SIM_ARGS
+FUZZ_SECONDS ?= 600
 
-.PHONY: help test test-quick test-tsan crash lint format build wheel bench bench-ttft bench-writes simulate gpu-check demo soak tools clean
+.PHONY: help test test-quick test-tsan crash fuzz lint format build wheel bench bench-ttft bench-writes simulate gpu-check demo soak tools clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -19,6 +20,9 @@ test-tsan: ## the C++ tests under ThreadSanitizer
 
 crash: tools ## kill a writing store 1,000 times, then power cuts; all that is found must be right (CRASH_ARGS="--rounds N --seed S --json")
 	@$(STAGE) crash $(CRASH_ARGS)
+
+fuzz: tools ## libFuzzer on everything that is parsed, ten minutes a target (FUZZ_SECONDS=60 FUZZ_ARGS="--target footer")
+	@$(STAGE) fuzz $(FUZZ_SECONDS) $(FUZZ_ARGS)
 
 lint: ## clang-format, ruff, mypy, shellcheck
 	@tests/env/test.sh lint

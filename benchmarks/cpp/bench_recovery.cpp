@@ -113,7 +113,7 @@ class StoreOnDisk {
       for (std::uint32_t i = 0; i < per_region && entries.size() < wanted_entries; ++i) {
         const ChunkKey key = key_of(entries.size());
         records.push_back({key, 1 + i * pages, pages});
-        entries.push_back({key, region, 1 + i * pages, pages, 0});
+        entries.push_back({key, region, 1 + i * pages, pages, 0, 0});
       }
       const auto count = static_cast<std::uint32_t>(records.size());
       PageBuffer footer(footer_pages(count));
@@ -218,6 +218,7 @@ class StoreOnDisk {
 
 class NoReclaim final : public LogClient {
  public:
+  bool evacuated(std::uint32_t, std::span<const std::uint32_t>) override { return true; }
   void on_reclaim(std::uint32_t, std::span<const std::uint32_t>) override {}
 };
 
@@ -266,7 +267,7 @@ void measure(const StoreOnDisk& store, io::IoEngine& engine, bool with_checkpoin
   StoreOptions options;
   options.host_bytes = 64 << 20;
   options.max_payload_bytes = 4 << 20;
-  options.directory = store.path();
+  options.directories = {store.path()};
   options.nvme_bytes = kStoreBytes + kStoreBytes / 50;
   const auto start = Clock::now();
   const auto opened = TieredStore::open(options);

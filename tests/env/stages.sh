@@ -35,6 +35,18 @@ test_cpp() {
   tail -n 5 ".build/$1-ctest.log"
 }
 
+# fuzz SECONDS [ARGUMENTS of tests/fuzz/run.sh...]
+fuzz() {
+  wheel_is_current || build_wheel
+  install_wheel .venv/bin/python
+  build_cpp fuzz
+  tests/fuzz/run.sh --seconds "$@"
+}
+
+fuzz_ci() {
+  fuzz 60
+}
+
 build_wheel() {
   rm -rf dist
   .venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
@@ -112,7 +124,7 @@ lint() {
   .venv/bin/ruff check . || bad=1
   .venv/bin/ruff format --check --exclude '*.md' . || bad=1
   .venv/bin/mypy --strict python/lmcache_native examples/demo || bad=1
-  shellcheck -x -P SCRIPTDIR .ci/run tests/env/*.sh || bad=1
+  shellcheck -x -P SCRIPTDIR .ci/run tests/env/*.sh tests/fuzz/*.sh || bad=1
   return $bad
 }
 

@@ -3,7 +3,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 packages=(build-essential cmake ninja-build pkg-config liburing-dev libxxhash-dev libssl-dev libgtest-dev libbenchmark-dev
-  python3-venv python3-dev git shellcheck)
+  python3-venv python3-dev git shellcheck clang libclang-rt-14-dev)  # the last two: fuzzing
 
 command -v dpkg-query >/dev/null || die "this script knows Debian only; install the equivalents of: ${packages[*]}"
 missing=()

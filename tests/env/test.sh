@@ -69,9 +69,11 @@ stage "wheel" build_wheel && wheel=1
 if ((wheel)); then
   stage "wheel contents" check_wheel || true
   stage "Python tests" test_python || true
+  if [[ $mode == full ]]; then stage "fuzzing, a minute each target" fuzz_ci || true; fi
 else
   not_run "wheel contents"
   not_run "Python tests"
+  if [[ $mode == full ]]; then not_run "fuzzing, a minute each target"; fi
 fi
 stage "format, lint, types" lint || true
 if [[ $mode == full ]]; then

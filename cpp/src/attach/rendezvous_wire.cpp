@@ -117,11 +117,15 @@ Status receive_reply(int socket, Reply& reply, UniqueFd& memfd) {
   const ssize_t bytes = ::recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   if (bytes >= 0) {
     for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
-      if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS || header->cmsg_len != CMSG_LEN(sizeof(int)))
-        continue;
-      int fd = -1;
-      std::memcpy(&fd, CMSG_DATA(header), sizeof fd);
-      memfd.reset(fd);
+      if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+      // The padding of one descriptor's room is room for another: whatever came is ours to close.
+      const std::size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+      for (std::size_t i = 0; i < count; ++i) {
+        int fd = -1;
+        std::memcpy(&fd, CMSG_DATA(header) + i * sizeof fd, sizeof fd);
+        UniqueFd taken(fd);
+        if (count == 1) memfd = std::move(taken);
+      }
     }
   }
   LMCN_RETURN_IF_ERROR(received(bytes, sizeof reply, message.msg_flags, "reply"));

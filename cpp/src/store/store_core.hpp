@@ -192,7 +192,7 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
 
   std::deque<Promotion> promote_queue;
   std::uint64_t promotions_in_flight = 0;
-  std::uint64_t checks_in_flight = 0;  // each pins its slot
+  std::uint64_t checks_in_flight = 0;   // each pins its slot
   std::condition_variable promote_cv;   // work for the promoter
   std::condition_variable promoted_cv;  // a promotion ended
 

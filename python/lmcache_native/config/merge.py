@@ -89,7 +89,8 @@ class _Merging:
     fields: dict[str, tuple[Item, Any]] = field(default_factory=dict)  # field -> what decides it
     config: dict[str, Any] = field(default_factory=dict)
     derived: dict[str, str] = field(default_factory=dict)  # field -> why it is not what decides it
-    failed: set[str] = field(default_factory=set)  # rows with a wrong value
+    failures: list[tuple[str, Item, LmcacheNativeError]] = field(default_factory=list)  # row, wrong value, what is wrong
+    failed: set[str] = field(default_factory=set)  # rows with a wrong value that nothing overrides
     unsupported: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     accepted: list[str] = field(default_factory=list)
@@ -106,6 +107,7 @@ class _Merging:
             expand(parent, self.values["extra_config"], self.found)
             for item in self.found.items[before:]:
                 self._take(item)
+        self._judge_failures()
         flag = self.items.get(IGNORE_UNSUPPORTED)
         self.ignore_unsupported = flag is not None and self.values.get(IGNORE_UNSUPPORTED) is True
 
@@ -117,13 +119,8 @@ class _Merging:
             return
         try:
             value = key.parse(item.given)
-        except Unsupported as error:
-            self.unsupported.append(str(error))
-            self.failed.add(row)
-            return
-        except InvalidArgument as error:
-            self.found.errors.append(str(error))
-            self.failed.add(row)
+        except (InvalidArgument, Unsupported) as error:
+            self.failures.append((row, item, error))
             return
         self.values[row] = value
         if key.field is None or not key.honoured_by(self.profile):
@@ -131,6 +128,23 @@ class _Merging:
         decided = self.fields.get(key.field)
         if decided is None or item.strength >= decided[0].strength:
             self.fields[key.field] = (item, value)
+
+    def _judge_failures(self) -> None:
+        """A wrong value is an error, unless a later source gives the same thing: then nobody uses it."""
+        for row, item, error in self.failures:
+            by = self._overriding(row, item)
+            if by is not None:
+                self.found.warnings.append(f"{error}; not used, {by.given.name} ({by.given.source}) wins over it")
+                continue
+            (self.unsupported if isinstance(error, Unsupported) else self.found.errors).append(str(error))
+            self.failed.add(row)
+
+    def _overriding(self, row: str, item: Item) -> Item | None:
+        strongest = self.items[row]
+        if strongest.rank > item.rank:
+            return strongest
+        decided = self.fields.get(item.key.field) if item.key.field is not None else None
+        return decided[0] if decided is not None and decided[0].rank > item.rank else None
 
     def judge_the_rest(self) -> None:
         """What is given and has no effect: right, refused, or worth a word."""
@@ -238,6 +252,10 @@ class _Merging:
             )
         elif directories and limit == 0:
             self._error(self.items["max_local_disk_size"].given.must_be("a number of GiB greater than 0, for example 100"))
+        elif limit and not directories and "local_disk" in self.found.nulls:
+            self.config["nvme_bytes"] = 0
+            self.derived["nvme_bytes"] = "local_disk: null"
+            self.accepted.append(self.items["max_local_disk_size"].given.name)
         elif limit and not directories:
             self._error(
                 self.items["max_local_disk_size"].given.must_be(
@@ -388,6 +406,8 @@ def _shown(value: object, unit: str) -> str:
         return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, int) and abs(value) >= 1 << 64:
+        return str(value)
     if isinstance(value, (int, float)):
         return f"{_SCALES[unit](value) if unit in _SCALES else value:.10g}"
     if isinstance(value, (list, tuple)):

@@ -21,6 +21,8 @@ TABLE = Table(ROWS_DONE + ROWS_OTHER)
 
 EXTRA_CONFIG = "kv_connector_extra_config"
 
+_HUGE = 10**1000
+
 # Later sources win.
 FILE, ENVIRONMENT, EXTRA, SIZE_FLAG = range(4)
 
@@ -42,8 +44,15 @@ class Item:
 @dataclass(slots=True)
 class Collected:
     items: list[Item] = field(default_factory=list)
+    nulls: set[str] = field(default_factory=set)  # rows that some source says null for
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def add(self, item: Item) -> None:
+        if _holds_huge_integer(item.given.value, set()):
+            self.errors.append(f"{item.given.name} ({item.given.source}): must not hold integers of more than 1000 digits")
+        else:
+            self.items.append(item)
 
 
 def collect(extra_config: Mapping[str, Any], environ: Mapping[str, str]) -> Collected:
@@ -68,8 +77,10 @@ def _from_file(environ: Mapping[str, str], found: Collected) -> None:
         key = TABLE.find(str(name), Place.ANYWHERE)
         if key is None:
             found.errors.append(f"{path}: key {name!r} is not known{_nearest(str(name), str, Place.ANYWHERE)}")
-        elif value is not None:
-            found.items.append(Item(key, Given(str(name), value, path), FILE))
+        elif value is None:
+            found.nulls.add(key.name)
+        else:
+            found.add(Item(key, Given(str(name), value, path), FILE))
 
 
 def _from_environment(environ: Mapping[str, str], found: Collected) -> None:
@@ -83,7 +94,7 @@ def _from_environment(environ: Mapping[str, str], found: Collected) -> None:
             near = _nearest(word, lambda k: ENV_PREFIX + k.upper(), *places)
             found.warnings.append(f"environment variable {name} is not known{near}")
         else:
-            found.items.append(Item(key, Given(name, _unquoted(text), "environment"), ENVIRONMENT))
+            found.add(Item(key, Given(name, _unquoted(text), "environment"), ENVIRONMENT))
 
 
 def _from_extra_config(extra_config: Mapping[str, Any], found: Collected) -> None:
@@ -94,9 +105,11 @@ def _from_extra_config(extra_config: Mapping[str, Any], found: Collected) -> Non
             near = _nearest(str(name).removeprefix(EXTRA_PREFIX), str, *places)
             found.errors.append(f"{EXTRA_CONFIG} key {name!r} is not known{near}")
         elif key.name == "cpu_bytes_to_use":
-            found.items.append(Item(key, Given(name, value, "--kv-offloading-size, as bytes"), SIZE_FLAG))
-        elif value is not None:
-            found.items.append(Item(key, Given(name, value, EXTRA_CONFIG), EXTRA))
+            found.add(Item(key, Given(name, value, "--kv-offloading-size, as bytes"), SIZE_FLAG))
+        elif value is None:
+            found.nulls.add(key.name)
+        else:
+            found.add(Item(key, Given(name, value, EXTRA_CONFIG), EXTRA))
 
 
 def expand(parent: Item, content: Mapping[str, Any], found: Collected) -> None:
@@ -106,10 +119,21 @@ def expand(parent: Item, content: Mapping[str, Any], found: Collected) -> None:
         label = f"{parent.given.name}.{name}"
         if key is not None:
             if value is not None:
-                found.items.append(Item(key, Given(label, value, parent.given.source), parent.rank))
+                found.add(Item(key, Given(label, value, parent.given.source), parent.rank))
             continue
         message = f"{parent.given.source}: key {label!r} is not known{_nearest(name, str, Place.SUB)}"
         (found.warnings if parent.rank == ENVIRONMENT else found.errors).append(message)
+
+
+def _holds_huge_integer(value: object, seen: set[int]) -> bool:
+    """Integers that Python may refuse to write in decimal, for a message. YAML has them in hexadecimal."""
+    if isinstance(value, int):
+        return abs(value) >= _HUGE
+    if not isinstance(value, (list, tuple, Mapping)) or id(value) in seen:
+        return False
+    seen.add(id(value))  # YAML's aliases make values that hold themselves
+    parts = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+    return any(_holds_huge_integer(part, seen) for part in parts)
 
 
 def _nearest(name: str, spell: Callable[[str], str], *places: Place) -> str:
@@ -139,6 +163,8 @@ def _read_file(path: str) -> Mapping[Any, Any]:
         raise InvalidArgument(f"LMCACHE_CONFIG_FILE={path!r}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InvalidArgument(f"LMCACHE_CONFIG_FILE={path!r}: not UTF-8: {error}") from error
+    except ValueError as error:
+        raise InvalidArgument(f"LMCACHE_CONFIG_FILE={path!r}: not a path: {error}") from error
     content = _parse(path, text)
     if content is None:
         return {}
@@ -151,7 +177,7 @@ def _parse(path: str, text: str) -> object:
     if path.endswith(".json"):
         try:
             return json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidArgument(f"LMCACHE_CONFIG_FILE={path!r}: not JSON: {error}") from error
     try:
         yaml: Any = importlib.import_module("yaml")
@@ -159,5 +185,6 @@ def _parse(path: str, text: str) -> object:
         raise InvalidArgument(f"LMCACHE_CONFIG_FILE={path!r}: needs PyYAML, or a file named *.json") from error
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    # Its constructors raise what Python's int() and date() do, and others: whatever it is, the text is at fault.
+    except Exception as error:
         raise InvalidArgument(f"LMCACHE_CONFIG_FILE={path!r}: not YAML: {error}") from error

@@ -18,6 +18,8 @@ GIB = 1 << 30
 ENV_PREFIX = "LMCACHE_"
 EXTRA_PREFIX = "lmcache."
 
+MAX_SHOWN = 500  # characters of a wrong value in a message
+
 IO_ENGINES = ("auto", "io_uring", "threads")
 ADMISSIONS = ("auto", "always", "second_touch")
 VERIFY = ("off", "nvme", "all")
@@ -106,7 +108,10 @@ class Given:
         return Unsupported(self.must_be(right))
 
     def must_be(self, right: str) -> str:
-        return f"{self.name}={self.value!r} ({self.source}): must be {right}"
+        shown = repr(self.value)
+        if len(shown) > MAX_SHOWN:
+            shown = f"{shown[:MAX_SHOWN]}... ({len(shown)} characters)"
+        return f"{self.name}={shown} ({self.source}): must be {right}"
 
 
 Parser = Callable[[Given], Any]
@@ -128,31 +133,41 @@ def _number(given: Given, right: str) -> float:
     return number
 
 
+# Above any machine, below where bytes and clock ticks stop fitting into 64 bits.
+MAX_GIB = 1 << 24
+MAX_SECONDS = 1_000_000_000
+
 SIZE_WORDS = "a number of GiB greater than 0, for example 100"
+
+
+def _within(given: Given, number: float, largest: int, unit: str) -> float:
+    if number > largest:
+        raise given.wrong(f"at most {largest} {unit}")
+    return number
+
+
+def _gib(given: Given, right: str, smallest_bytes: int) -> int:
+    number = _number(given, right)
+    if number < 0:
+        raise given.wrong(right)
+    count = int(_within(given, number, MAX_GIB, "GiB") * GIB)
+    if count < smallest_bytes:
+        raise given.wrong(right if number == 0 else f"{right}: this is less than a byte")
+    return count
 
 
 def size(given: Given) -> int:
     """GiB -> bytes."""
-    number = _number(given, SIZE_WORDS)
-    if number <= 0:
-        raise given.wrong(SIZE_WORDS)
-    return int(number * GIB)
+    return _gib(given, SIZE_WORDS, 1)
 
 
 def size_or_zero(given: Given) -> int:
     """GiB -> bytes; the caller gives 0 its meaning."""
-    number = _number(given, SIZE_WORDS)
-    if number < 0:
-        raise given.wrong(SIZE_WORDS)
-    return int(number * GIB)
+    return _gib(given, SIZE_WORDS, 0)
 
 
 def reserve(given: Given) -> int:
-    right = "a number of GiB, 0 or more"
-    number = _number(given, right)
-    if number < 0:
-        raise given.wrong(right)
-    return int(number * GIB)
+    return _gib(given, "a number of GiB, 0 or more", 0)
 
 
 def daily_size(given: Given) -> int:
@@ -177,7 +192,7 @@ def byte_count(given: Given) -> int:
     number = _number(given, right)
     if number < 1:
         raise given.wrong(right)
-    return int(number)
+    return int(_within(given, number, MAX_GIB * GIB, "bytes"))
 
 
 def seconds(given: Given) -> float:
@@ -185,7 +200,7 @@ def seconds(given: Given) -> float:
     number = _number(given, right)
     if number <= 0:
         raise given.wrong(right)
-    return number
+    return _within(given, number, MAX_SECONDS, "seconds")
 
 
 def seconds_or_zero(given: Given) -> float:
@@ -193,7 +208,7 @@ def seconds_or_zero(given: Given) -> float:
     number = _number(given, right)
     if number < 0:
         raise given.wrong(right)
-    return number
+    return _within(given, number, MAX_SECONDS, "seconds")
 
 
 def milliseconds(given: Given) -> float:
@@ -202,7 +217,7 @@ def milliseconds(given: Given) -> float:
     number = _number(given, right)
     if number <= 0:
         raise given.wrong(right)
-    return number / 1000
+    return _within(given, number, MAX_SECONDS * 1000, "milliseconds") / 1000
 
 
 def whole(first: int | None = None, last: int | None = None) -> Parser:
@@ -297,10 +312,19 @@ def directories(given: Given) -> tuple[Path, ...]:
         path = word.removeprefix("file://")
         if "://" in path or not path or path.lower() in ("none", "null", "true", "false"):
             raise given.wrong(right)
-        paths.append(Path(os.path.abspath(os.path.expanduser(path))))
+        paths.append(_absolute(given, path))
     if len(set(paths)) != len(paths):
         raise given.wrong("different directories")
     return tuple(paths)
+
+
+def _absolute(given: Given, path: str) -> Path:
+    try:
+        if b"\0" in os.fsencode(path):
+            raise ValueError("it holds a zero byte")
+        return Path(os.path.abspath(os.path.expanduser(path)))
+    except ValueError as error:
+        raise given.wrong(f"a path: {error}") from error
 
 
 def retrieves_nvme(given: Given) -> bool:
@@ -333,7 +357,7 @@ def numa_nodes(given: Given) -> tuple[int, ...]:
 def _literal(value: str) -> object:
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         return ast.literal_eval(value.strip())

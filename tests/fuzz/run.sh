@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# usage: run.sh [--target NAME]... [--seconds N] [--minimise]    Fuzzes in the build folder .build/fuzz (preset fuzz), two targets at
+# once, config with .venv. A finding ends its target, is kept as .build/fuzz/findings/<target>/..., and makes this fail: replay it with
+# .build/fuzz/tests/fuzz/fuzz_<target> FILE, and once it is fixed add it to tests/fuzz/regressions/<target>/.
+# What is new is kept in .build/fuzz/corpus/<target>; --minimise makes the committed corpus anew from that instead of fuzzing.
+source "$(dirname "${BASH_SOURCE[0]}")/../env/common.sh"
+cd "$REPO" || exit
+
+programs=.build/fuzz/tests/fuzz
+seconds=600
+minimise=0
+targets=()
+while (($#)); do
+  case $1 in
+  --target) targets+=("${2:?--target NAME}") && shift 2 ;;
+  --seconds) seconds=${2:?--seconds N} && shift 2 ;;
+  --minimise) minimise=1 && shift ;;
+  *) die "unknown argument $1" ;;
+  esac
+done
+if ((${#targets[@]} == 0)); then
+  for source in tests/fuzz/fuzz_*.cpp; do
+    name=${source##*/fuzz_}
+    targets+=("${name%.cpp}")
+  done
+  targets+=(config)
+fi
+
+seeds=.build/fuzz/seeds
+"$programs/make_corpus" "$seeds"
+
+# What is committed reaches every edge that the whole corpus reaches, with few files (edges, not how often each is taken).
+minimise_one() {
+  local target=$1 new
+  new=$(mktemp -d)
+  mkdir -p "tests/fuzz/corpus/$target"
+  "$programs/fuzz_$target" -set_cover_merge=1 -use_counters=0 -max_len=9000 "$new" "$seeds/$target" "tests/fuzz/corpus/$target" \
+    ".build/fuzz/corpus/$target" 2>&1 | tail -n 1
+  rm -f "tests/fuzz/corpus/$target"/*
+  cp "$new"/* "tests/fuzz/corpus/$target/"
+  rm -rf "$new"
+}
+
+fuzz_one() {
+  local target=$1 log=.build/fuzz/$1.log
+  if [[ $target == config ]]; then
+    mkdir -p .build/fuzz/findings/config
+    LMCN_FUZZ_SECONDS=$seconds .venv/bin/python tests/fuzz/fuzz_config.py -artifact_prefix=.build/fuzz/findings/config/ >"$log" 2>&1
+  else
+    mkdir -p ".build/fuzz/corpus/$target" ".build/fuzz/findings/$target"
+    "$programs/fuzz_$target" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -malloc_limit_mb=64 -max_len=20000 \
+      -print_final_stats=1 -artifact_prefix=".build/fuzz/findings/$target/" \
+      ".build/fuzz/corpus/$target" "tests/fuzz/corpus/$target" "$seeds/$target" >"$log" 2>&1
+  fi
+}
+
+report() {
+  local target=$1 code=$2
+  if ((code == 0)); then
+    echo "$target: nothing found, $(grep '^Done' ".build/fuzz/$target.log" | tail -n 1)"
+  else
+    echo "$target: FAILED ($code)"
+    tail -n 40 ".build/fuzz/$target.log"
+  fi
+}
+
+if ((minimise)); then
+  for target in "${targets[@]}"; do [[ $target == config ]] || minimise_one "$target"; done
+  exit
+fi
+
+failed=0
+for ((i = 0; i < ${#targets[@]}; i += 2)); do
+  pids=()
+  for target in "${targets[@]:i:2}"; do
+    fuzz_one "$target" &
+    pids+=($!)
+  done
+  for j in "${!pids[@]}"; do
+    code=0
+    wait "${pids[j]}" || code=$?
+    report "${targets[i + j]}" "$code"
+    ((code == 0)) || failed=1
+  done
+done
+exit $failed
