@@ -3,8 +3,9 @@
 STAGE := bash -c 'set -euo pipefail; source tests/env/stages.sh; "$$@"' make
 export DEMO_ARGS BENCH_ARGS CRASH_ARGS FUZZ_ARGS SOAK_ARGS SIM_ARGS
 FUZZ_SECONDS ?= 600
+export COVERAGE_PERCENT ?= 90
 
-.PHONY: help test test-quick test-tsan crash fuzz lint format build wheel bench bench-ttft bench-writes simulate gpu-check demo soak tools clean
+.PHONY: help test test-quick test-tsan crash fuzz coverage lint format build wheel bench bench-ttft bench-writes simulate gpu-check demo soak tools clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -23,6 +24,9 @@ crash: tools ## kill a writing store 1,000 times, then power cuts; all that is f
 
 fuzz: tools ## libFuzzer on everything that is parsed, ten minutes a target (FUZZ_SECONDS=60 FUZZ_ARGS="--target footer")
 	@$(STAGE) fuzz $(FUZZ_SECONDS) $(FUZZ_ARGS)
+
+coverage: tools ## lines of cpp/ that the C++ tests run, each file and in all; fails below COVERAGE_PERCENT=90
+	@$(STAGE) coverage
 
 lint: ## clang-format, ruff, mypy, shellcheck
 	@tests/env/test.sh lint

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -185,3 +186,32 @@ def test_adapters_have_keys_of_their_own(smollm2: Path, tmp_path: Path) -> None:
         again = running.answer(prompt, lora_request=LoRARequest("adapter", 2, str(tmp_path / "adapter")))
         assert again.cached_tokens == 0
         assert again.top_logprobs != adapted.top_logprobs
+
+
+def test_two_drives(smollm2: Path, tmp_path: Path) -> None:
+    """Chunks are striped over both and found again after a restart; without one of them the engine starts, and computes what is
+    gone."""
+    drives = [tmp_path / "a", tmp_path / "b"]
+    nvme = {"local_disk": [str(drive) for drive in drives], "max_local_disk_size": 1, "region_size": 1 / 16, "verify": "all"}
+    with engine(smollm2, None, **nvme) as running:
+        prompt = running.prompt(9, LENGTH)
+        running.answer(prompt)
+        own = running.answer(prompt)
+        running.forget_gpu()
+        check_own_hit(own, running.answer(prompt))  # from host memory, checked
+        running.evict_to_nvme()
+        check_own_hit(own, running.answer(prompt))
+        assert running.stats()["nvme_paths"] == 2
+        assert running.stats()["corrupt_host_chunks"] == 0
+    with engine(smollm2, None, **nvme) as running:
+        assert running.answer(prompt).cached_tokens == HIT_TOKENS
+    shutil.rmtree(drives[1] / "vllm-dp0")
+    (drives[1] / "vllm-dp0").mkdir(mode=0o700)
+    (drives[1] / "vllm-dp0" / "LOCK").mkdir()  # EISDIR, as a drive that is not well
+    with engine(smollm2, None, **nvme) as running:
+        assert running.stats()["nvme_lost_paths"] == 1
+        again = running.answer(prompt)
+        assert again.cached_tokens < HIT_TOKENS
+        assert again.token_ids == own.token_ids
+        running.evict_to_nvme()
+        assert running.answer(prompt).cached_tokens == HIT_TOKENS  # all on the other drive now

@@ -35,6 +35,15 @@ test_cpp() {
   tail -n 5 ".build/$1-ctest.log"
 }
 
+# Which lines of cpp/ the C++ tests run: each file, the lines that none runs, the total. Fails below COVERAGE_PERCENT.
+coverage() {
+  build_cpp coverage
+  find .build/coverage -name '*.gcda' -delete
+  test_cpp coverage
+  .venv/bin/gcovr --root . --object-directory .build/coverage --filter cpp/ --exclude-throw-branches -j "$JOBS" \
+    --txt - --txt-summary --fail-under-line "${COVERAGE_PERCENT:-90}"
+}
+
 # fuzz SECONDS [ARGUMENTS of tests/fuzz/run.sh...]
 fuzz() {
   wheel_is_current || build_wheel
