@@ -31,6 +31,7 @@ Status Log::append(std::byte* image, std::uint64_t bytes, std::uint32_t cookie, 
   const auto pages = static_cast<std::uint32_t>(bytes / kPageBytes);
   LMCN_RETURN_IF_ERROR(make_room(pages));
 
+  appends_.fetch_add(1, std::memory_order_relaxed);
   const std::uint32_t region = open_;
   const std::uint64_t record_sequence = next_record_sequence_++;
   std::uint32_t page = 0;
@@ -46,7 +47,10 @@ Status Log::append(std::byte* image, std::uint64_t bytes, std::uint32_t cookie, 
     record.pages = pages;
     record.cookie = cookie;
     record.again = again;
-    record.done = std::move(done);
+    record.done = [this, done = std::move(done)](const Status& status, Extent extent) {
+      appends_.fetch_sub(1, std::memory_order_relaxed);
+      done(status, extent);
+    };
     r.records.push_back(std::move(record));
     r.next_page += pages;
     r.last_record_sequence = record_sequence;

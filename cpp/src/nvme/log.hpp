@@ -105,6 +105,9 @@ class Log final : public RegionLog {
   std::uint64_t last_day_bytes() const override { return written_.last_day_bytes(); }
   LifetimeTotals lifetime() const;
   bool quarantined() const noexcept override { return quarantined_.load(std::memory_order_acquire); }
+  Stuck stuck() const noexcept override {
+    return quarantined() ? Stuck{appends_.load(std::memory_order_relaxed), reads_.load(std::memory_order_relaxed)} : Stuck{};
+  }
   std::uint32_t lost_paths() const noexcept override { return quarantined() ? 1 : 0; }
   std::string quarantine_reason() const override;
   void check_deadlines() override;
@@ -200,6 +203,7 @@ class Log final : public RegionLog {
 
   InFlight in_flight_;
   WriteWindow written_;
+  std::atomic<std::uint64_t> appends_{0}, reads_{0};  // under way
   std::chrono::steady_clock::time_point last_check_{};  // thread of check_deadlines() only
   std::atomic<bool> quarantined_{false};
   std::atomic<bool> closed_{false};

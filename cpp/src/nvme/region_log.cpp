@@ -12,6 +12,7 @@
 namespace lmcn::nvme {
 namespace {
 
+constexpr std::chrono::milliseconds kQuarantineCheck{100};
 constexpr std::uint64_t kFailedReadsToQuarantine = 8;  // in a row: a device that is gone, not a bad sector
 constexpr std::chrono::seconds kMostBetweenChecks{5};  // more: this process was stopped, or had no CPU
 
@@ -145,13 +146,26 @@ Status Log::count_sync(const io::IoResult& result) {
   return status;
 }
 
+// A device that never answers must not keep the one thread that serves the other paths: once it is quarantined, nobody waits.
 Status Log::sync_now() {
-  io::IoRequest request;
-  request.op = io::Op::kSync;
-  request.fd = data_.fd();
+  struct Wait {
+    std::mutex mutex;
+    std::condition_variable ended;
+    std::optional<Status> result;
+  };
+  const auto wait = std::make_shared<Wait>();
   dirty_.store(false, std::memory_order_relaxed);
-  const InFlight::Scope scope(&in_flight_, InFlight::Lane::kWrite);
-  return count_sync(io::run_sync(engine_, request));
+  submit(io::Op::kSync, nullptr, 0, 0, [this, wait](const io::IoResult& result) {
+    Status status = count_sync(result);
+    std::lock_guard lock(wait->mutex);
+    wait->result = std::move(status);
+    wait->ended.notify_all();
+  });
+  std::unique_lock lock(wait->mutex);
+  while (!wait->ended.wait_for(lock, kQuarantineCheck, [&] { return wait->result.has_value(); })) {
+    if (quarantined()) return {Code::kUnavailable, directory_->path() + " is quarantined: " + quarantine_reason()};
+  }
+  return *wait->result;
 }
 
 Status Log::usable() const {
@@ -203,10 +217,12 @@ void Log::read(Extent extent, std::byte* image, const ChunkKey& key, const Names
     counters_.stale_reads.fetch_add(1, std::memory_order_relaxed);
     return done(Status(Code::kCorruption, "region " + std::to_string(extent.region) + " holds no records any more"));
   }
+  reads_.fetch_add(1, std::memory_order_relaxed);
   submit(io::Op::kRead, image, extent.pages * kPageBytes, offset_of(extent.region, extent.page),
          [this, extent, sequence, image, key, ns = ns != nullptr ? std::optional(*ns) : std::nullopt,
           done = std::move(done)](const io::IoResult& result) {
            LMCN_SEQ_POINT("nvme.read_completed");
+           reads_.fetch_sub(1, std::memory_order_relaxed);
            done(finish_read(extent, sequence, image, key, ns ? &*ns : nullptr, result));
          });
 }

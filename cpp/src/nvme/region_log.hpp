@@ -130,7 +130,8 @@ class RegionLog {
   /// kResourceExhausted: it would not fit into limit_bytes (open() then reads footers). Waits for the device.
   virtual Status checkpoint(const EntrySource& entries) = 0;
   /// Drops everything: raises the epoch durably first (old records can then never be recovered), then forgets. On failure the
-  /// log is quarantined: this process reads none of it any more, but a later one may recover old records.
+  /// log is quarantined: this process reads none of it any more, but a later one may recover old records. kUnavailable: a path is
+  /// quarantined or left out, and what lies there comes back with it.
   virtual Status clear() = 0;
   /// Drains, seals nothing, checkpoints, unlocks. Idempotent. kUnavailable: quarantined, nothing written.
   virtual Status close(const EntrySource& entries) = 0;
@@ -140,6 +141,11 @@ class RegionLog {
   virtual std::uint64_t last_day_bytes() const = 0;
   /// One atomic load; the reason ("EIO writing /x/data.000 at 4096") is for logs.
   virtual bool quarantined() const noexcept = 0;
+  /// Callers' I/O that a quarantined path still owes an answer. Atomic loads only.
+  struct Stuck {
+    std::uint64_t writes = 0, reads = 0;
+  };
+  virtual Stuck stuck() const noexcept = 0;
   /// Bit i: path i (striped_log.hpp) is quarantined or was left out: what it holds is as good as gone. Atomic loads only.
   virtual std::uint32_t lost_paths() const noexcept = 0;
   virtual std::string quarantine_reason() const = 0;

@@ -55,6 +55,7 @@ class StripedLog final : public RegionLog {
   // To the path that has had the least for its size, so that all fill, and are reclaimed, alike.
   Status append(std::byte* image, std::uint64_t bytes, std::uint32_t cookie, WriteDone done, bool again) override {
     std::vector<std::uint32_t> order;
+    bool full = false;
     for (std::uint32_t i = 0; i < paths_.size(); ++i) {
       if (usable(i)) order.push_back(i);
     }
@@ -62,15 +63,21 @@ class StripedLog final : public RegionLog {
       return static_cast<double>(paths_[i].appended_bytes) / static_cast<double>(paths_[i].limit_bytes);
     };
     std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) { return share(a) < share(b); });
-    Status status(Code::kUnavailable, "no path is left: " + quarantine_reason());
+    if (order.empty()) return {Code::kUnavailable, "no path is left: " + quarantine_reason()};
+    Status status;
     for (const std::uint32_t i : order) {
       status = paths_[i].log->append(
           image, bytes, cookie, [i, done](const Status& written, Extent extent) { done(written, with_path(extent, i)); }, again);
       // Another path may take what this one has no clean region for, or has just failed at.
-      if (status.code() == Code::kResourceExhausted || status.code() == Code::kUnavailable) continue;
+      if (status.code() == Code::kResourceExhausted || status.code() == Code::kUnavailable) {
+        full = full || status.code() == Code::kResourceExhausted;
+        continue;
+      }
       if (status.ok()) paths_[i].appended_bytes += bytes;
-      break;
+      return status;
     }
+    // The caller tries again where one of them only had no room yet.
+    if (full && status.code() != Code::kResourceExhausted) return {Code::kResourceExhausted, "no path has a clean region yet"};
     return status;
   }
 
@@ -98,7 +105,9 @@ class StripedLog final : public RegionLog {
     return each([&](RegionLog& log, std::uint32_t i) { return log.quarantined() ? Status() : log.checkpoint(only(entries, i)); });
   }
   Status clear() override {
-    return each([](RegionLog& log, std::uint32_t) { return log.quarantined() ? Status() : log.clear(); });
+    const Status cleared = each([](RegionLog& log, std::uint32_t) { return log.quarantined() ? Status() : log.clear(); });
+    if (!cleared.ok() || lost_paths() == 0) return cleared;
+    return {Code::kUnavailable, "not cleared on all paths: " + quarantine_reason()};
   }
   Status close(const EntrySource& entries) override {
     return each([&](RegionLog& log, std::uint32_t i) { return log.close(only(entries, i)); });
@@ -129,6 +138,16 @@ class StripedLog final : public RegionLog {
     return sum;
   }
 
+  Stuck stuck() const noexcept override {
+    Stuck sum;
+    for (const Path& path : paths_) {
+      if (!path.log) continue;
+      const Stuck one = path.log->stuck();
+      sum.writes += one.writes;
+      sum.reads += one.reads;
+    }
+    return sum;
+  }
   bool quarantined() const noexcept override { return lost_paths() == (1u << paths_.size()) - 1; }
   std::uint32_t lost_paths() const noexcept override {
     std::uint32_t lost = 0;
@@ -183,8 +202,9 @@ class StripedLog final : public RegionLog {
 
 }  // namespace
 
-Result<std::unique_ptr<RegionLog>> open_paths(std::span<const LogOptions> options, io::IoEngine& engine, LogClient& client) {
-  if (options.size() == 1) return RegionLog::open(options[0], engine, client);
+Result<std::unique_ptr<RegionLog>> open_paths(std::span<const LogOptions> options, std::span<io::IoEngine* const> engines,
+                                              LogClient& client) {
+  if (options.size() == 1) return RegionLog::open(options[0], *engines[0], client);
   if (options.empty() || options.size() > kMaxPaths) {
     return Status(Code::kInvalidArgument,
                   std::to_string(options.size()) + " paths for one store, must be 1.." + std::to_string(kMaxPaths));
@@ -203,7 +223,7 @@ Result<std::unique_ptr<RegionLog>> open_paths(std::span<const LogOptions> option
     path.directory = options[i].directory;
     path.limit_bytes = options[i].limit_bytes;
     path.client = std::make_unique<PathClient>(client, i);
-    Result<std::unique_ptr<RegionLog>> opened = RegionLog::open(options[i], engine, *path.client);
+    Result<std::unique_ptr<RegionLog>> opened = RegionLog::open(options[i], *engines[i], *path.client);
     if (opened.ok()) {
       path.log = std::move(opened).value();
     } else if (opened.status().code() != Code::kIoError) {

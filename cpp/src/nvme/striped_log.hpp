@@ -27,7 +27,9 @@ inline constexpr std::uint32_t path_of(Extent extent) noexcept {
 
 /// Opens each path. One that cannot be read or written (kIoError) is left out, which notes() and lost_paths() say, while another
 /// can; any other error is returned, and so is the first path's when none could be opened. kInvalidArgument: more than kMaxPaths,
-/// two paths that are one. `options`: one per path, each with its own limit.
-Result<std::unique_ptr<RegionLog>> open_paths(std::span<const LogOptions> options, io::IoEngine& engine, LogClient& client);
+/// two paths that are one. `options`, `engines`: one per path: a device that is silent fills its engine's queue, which must not be
+/// another path's.
+Result<std::unique_ptr<RegionLog>> open_paths(std::span<const LogOptions> options, std::span<io::IoEngine* const> engines,
+                                              LogClient& client);
 
 }  // namespace lmcn::nvme

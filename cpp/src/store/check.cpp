@@ -1,12 +1,14 @@
 // verify=all: bytes in host memory are checked too, before a request gets them. A checksum over the payload is taken as soon as a
 // chunk is published, and compared when a request looks the chunk up. On the promoter's thread: an engine's thread computes none.
+#include <algorithm>
+
 #include "base/seq_points.hpp"
 #include "memory/checksum.hpp"
 #include "store/store_core.hpp"
 
 namespace lmcn {
 
-// mu held. Pins the slot until finish_check().
+// mu held. Pins the slot until run_check().
 void StoreCore::start_check(SlotId id, bool take) {
   SlotRecord& record = slots[id];
   ++record.pins;
@@ -16,23 +18,27 @@ void StoreCore::start_check(SlotId id, bool take) {
   check.kind = take ? Promotion::Kind::kTakeChecksum : Promotion::Kind::kCompareChecksum;
   check.slot = id;
   check.offset = record.slot.offset;
+  // Not from the header's word alone: workers can write it, and a flipped bit there is what is looked for.
+  check.payload_bytes = std::min(slot_header(image(id))->payload_bytes, record.slot.bytes - kPageBytes);
   promote_queue.push_back(check);
 }
 
 void StoreCore::run_check(const Promotion& check) {
   LMCN_SEQ_POINT("store.before_check");
-  const std::byte* const at = arena->base() + check.offset;
-  const std::uint64_t found = checksum64(at + kPageBytes, slot_header(at)->payload_bytes);
+  const std::uint64_t found = checksum64(arena->base() + check.offset + kPageBytes, check.payload_bytes);
+  bool writes_behind = false;
   {
     std::lock_guard lock(mu);
     SlotRecord& record = slots[check.slot];
     if (check.kind == Promotion::Kind::kTakeChecksum) {
       record.checksum = found;
+      if (record.entry != kNoEntry) writes_behind = offer_to_nvme(record.entry, false);
     } else {
       ++record.checks_done;
       if (record.checksum != found && record.entry != kNoEntry) {
         ++counters.corrupt_host_chunks;
         drop_host_copy(record.entry);
+        pin_epoch.fetch_add(1, std::memory_order_acq_rel);  // requests that pinned it must not remember a hit
       }
     }
     --checks_in_flight;
@@ -40,6 +46,7 @@ void StoreCore::run_check(const Promotion& check) {
     changed();
   }
   promoted_cv.notify_all();
+  if (writes_behind) keeper_cv.notify_one();
 }
 
 }  // namespace lmcn

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "memory/checksum.hpp"
 #include "store/request.hpp"
 #include "store/store_core.hpp"
 
@@ -12,13 +13,13 @@ namespace {
 constexpr std::uint64_t kMaxDemotionsInFlight = 8;
 constexpr auto kTick = std::chrono::milliseconds(500);
 constexpr auto kFullRetry = std::chrono::milliseconds(2);        // while the log prepares a region
-constexpr auto kFullPatience = std::chrono::milliseconds(2000);  // then writes are dropped: the device cannot keep up
 constexpr auto kCheckpointEvery = std::chrono::seconds(30);
 constexpr std::uint64_t kRegisterPieceBytes = 256ULL << 20;  // I/O waits meanwhile: about 30 ms with 4 KiB pages
 constexpr std::uint64_t kRegisterPieces = 1000;              // the ring's table has 1024 places
 constexpr std::uint64_t kHugePageBytes = 2ULL << 20;
 constexpr std::uint64_t kDemotionsBesideReads = 2;  // in flight while promotions wait
 constexpr auto kBehind = std::chrono::seconds(1);
+constexpr auto kEvacuationPatience = std::chrono::seconds(10);  // space was found elsewhere
 
 }  // namespace
 
@@ -58,30 +59,35 @@ bool StoreCore::offer_to_nvme(EntryId id, bool touched, bool again) {
 
 // Reads go first: someone waits for them.
 std::uint64_t StoreCore::max_demotions() const {
-  return promotions_in_flight != 0 ? kDemotionsBesideReads : kMaxDemotionsInFlight;
+  const std::uint64_t stuck = log ? log->stuck().reads : 0;
+  return promotions_in_flight > stuck ? kDemotionsBesideReads : kMaxDemotionsInFlight;
+}
+
+std::uint64_t StoreCore::live_demotions() const {
+  return demotions_in_flight - std::min(demotions_in_flight, log ? log->stuck().writes : 0);
 }
 
 void StoreCore::keeper_loop(std::stop_token stop) {
   Clock::time_point next_tick = Clock::now() + kTick;
   Clock::time_point next_checkpoint = Clock::now() + kCheckpointEvery;
   std::unique_lock lock(mu);
-  const auto drained = [&] { return dirty_queue.empty() && demotions_in_flight == 0; };
+  const auto drained = [&] { return dirty_queue.empty() && live_demotions() == 0; };
   while (!stop.stop_requested()) {
     const bool full = log_full_since != Clock::time_point{} && !dirty_queue.empty();
     keeper_cv.wait_until(lock, full ? std::min(next_tick, Clock::now() + kFullRetry) : next_tick, [&] {
       return stop.stop_requested() || clear_pending || maintenance_due ||
-             (checkpoints_wanted != checkpoints_written && drained()) || (checkpoint_due && demotions_in_flight == 0) ||
-             (!full && !checkpoint_due && !dirty_queue.empty() && demotions_in_flight < max_demotions());
+             (checkpoints_wanted != checkpoints_written && drained()) || (checkpoint_due && live_demotions() == 0) ||
+             (!full && !checkpoint_due && !dirty_queue.empty() && live_demotions() < max_demotions());
     });
     if (stop.stop_requested()) break;
     if (dirty_queue.empty()) log_full_since = {};
     if (log && clear_pending) clear_log(lock);
-    while (!clear_pending && !checkpoint_due && demotions_in_flight < max_demotions() && demote_next(lock)) {
+    while (!clear_pending && !checkpoint_due && live_demotions() < max_demotions() && demote_next(lock)) {
     }
     const Clock::time_point now = Clock::now();
     if (log_changed && now >= next_checkpoint) checkpoint_due = true;
     if (checkpoints_wanted != checkpoints_written && drained()) checkpoint_due = true;
-    if (checkpoint_due && !clear_pending && demotions_in_flight == 0) {
+    if (checkpoint_due && !clear_pending && live_demotions() == 0) {
       next_checkpoint = now + kCheckpointEvery;
       const std::uint64_t wanted = drained() ? checkpoints_wanted : checkpoints_written;
       lock.unlock();
@@ -116,11 +122,15 @@ void StoreCore::clear_log(std::unique_lock<std::mutex>& lock) {
 void StoreCore::tick(std::unique_lock<std::mutex>& lock) {
   sweep_quarantine();
   expire_requests();
-  if (log && log->lost_paths() != forgotten_paths) forget_lost_paths();
+  if (log && log->lost_paths() != forgotten_paths) forget_lost_paths(lock);
+  for (auto next = evacuations.begin(); next != evacuations.end();) {
+    const auto evacuation = next++;
+    if (Clock::now() - evacuation->second.since > kEvacuationPatience) end_evacuation(evacuation->first);
+  }
   lock.unlock();
   bool failed = false;
   if (log) failed = !log->maintain().ok();
-  if (engine && registered_bytes < arena->bytes() && arena->stats().populate_done) register_next_piece();
+  if (!engines.empty() && registered_bytes < arena->bytes() && arena->stats().populate_done) register_next_piece();
   lock.lock();
   if (failed) ++counters.write_errors;
 }
@@ -146,8 +156,15 @@ bool StoreCore::demote_next(std::unique_lock<std::mutex>& lock) {
     ++demotions_in_flight;
     const std::uint64_t epoch = clear_epoch;
     std::byte* const at = image(item.slot);
+    const std::uint64_t slot_bytes = record.slot.bytes, published = record.checksum;
     lock.unlock();
-    const std::uint64_t bytes = image_bytes(slot_header(at)->payload_bytes);
+    const std::uint64_t payload = slot_header(at)->payload_bytes, bytes = image_bytes(payload);
+    if (bytes > slot_bytes || (verify_all && checksum64(at + kPageBytes, payload) != published)) {
+      finish_demotion(item, id, epoch, Status(Code::kAborted, "not what was published"), Extent{});
+      lock.lock();
+      drop_corrupt(item, id);
+      return true;
+    }
     const auto done = [this, item, id, epoch](const Status& status, Extent extent) {
       finish_demotion(item, id, epoch, status, extent);
     };
@@ -166,13 +183,23 @@ bool StoreCore::demote_next(std::unique_lock<std::mutex>& lock) {
   return false;
 }
 
+// Its bytes in host memory are no longer those that were published: not to be sealed with new checksums.
+void StoreCore::drop_corrupt(const DirtyItem& item, EntryId id) {
+  const SlotRecord& record = slots[item.slot];
+  if (!record.in_use || record.slot.generation != item.generation || record.entry != id) return;
+  ++counters.corrupt_host_chunks;
+  drop_host_copy(id);
+  pin_epoch.fetch_add(1, std::memory_order_acq_rel);
+  changed();
+}
+
 // The log has no region ready: the chunk waits at the head of the queue, or is given up when that lasts too long.
 bool StoreCore::put_back(std::unique_lock<std::mutex>& lock, const DirtyItem& item, EntryId id, std::uint64_t epoch,
                          const Status& why) {
   const Clock::time_point now = Clock::now();
   if (log_full_since == Clock::time_point{}) log_full_since = now;
   const bool current = epoch == clear_epoch && slots[item.slot].entry == id;
-  if (!current || now - log_full_since > kFullPatience) {
+  if (!current || now - item.since > options.write_deadline) {
     lock.unlock();
     finish_demotion(item, id, epoch, why, Extent{});
     lock.lock();
@@ -276,7 +303,10 @@ void StoreCore::expire_requests() {
 void StoreCore::register_next_piece() {
   const std::uint64_t share = (arena->bytes() / kRegisterPieces + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
   const std::uint64_t bytes = std::min(std::max(kRegisterPieceBytes, share), arena->bytes() - registered_bytes);
-  const Status registered = engine->register_buffer({arena->base() + registered_bytes, bytes});
+  Status registered;
+  for (const auto& engine : engines) {
+    if (registered.ok()) registered = engine->register_buffer({arena->base() + registered_bytes, bytes});
+  }
   registered_bytes += bytes;
   if (registered.ok()) return;
   registered_bytes = arena->bytes();

@@ -92,8 +92,11 @@ std::uint32_t StoreCore::end_write(WriteLease& lease, bool publish) {
         entry.host = HostState::kReady;
         entry.hits = 0;
         policy->insert(entry_id);
-        if (verify_all) start_check(id, true);
-        writes_behind |= offer_to_nvme(entry_id, false);
+        if (verify_all) {
+          start_check(id, true);  // which offers it to NVMe
+        } else {
+          writes_behind |= offer_to_nvme(entry_id, false);
+        }
         ++counters.committed_chunks;
         ++published;
       } else if (entry_id != kNoEntry) {

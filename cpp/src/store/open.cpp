@@ -115,13 +115,13 @@ Status StoreCore::start() {
 Status StoreCore::open_nvme() {
   auto kind = io::parse_engine_kind(options.io_engine);
   if (!kind.ok()) return kind.status();
-  auto made_engine = io::make_engine({.kind = *kind}, &engine_note);
-  if (!made_engine.ok()) return made_engine.status();
-  engine = std::move(made_engine).value();
-  if (wrap_engine) engine = wrap_engine(std::move(engine));
-
   std::vector<nvme::LogOptions> paths(options.directories.size());
+  std::vector<io::IoEngine*> path_engines;
   for (std::size_t i = 0; i < paths.size(); ++i) {
+    auto made_engine = io::make_engine({.kind = *kind}, &engine_note);
+    if (!made_engine.ok()) return made_engine.status();
+    engines.push_back(wrap_engine ? wrap_engine(std::move(made_engine).value()) : std::move(made_engine).value());
+    path_engines.push_back(engines.back().get());
     paths[i].directory = options.directories[i];
     paths[i].limit_bytes = options.directory_bytes.empty() ? options.nvme_bytes / paths.size() : options.directory_bytes[i];
     paths[i].region_bytes = options.region_bytes;
@@ -132,7 +132,7 @@ Status StoreCore::open_nvme() {
     paths[i].allow_network_file_system = options.allow_network_file_system;
     paths[i].verify_payload = options.verify != "off";
   }
-  auto opened = nvme::open_paths(paths, *engine, *this);
+  auto opened = nvme::open_paths(paths, path_engines, *this);
   if (!opened.ok()) {
     if (path_is_wrong(opened.status())) {
       return bad("directories", options.directories[0],
@@ -140,7 +140,7 @@ Status StoreCore::open_nvme() {
     }
     if (opened.status().code() != Code::kLocked || options.fail_when_locked) return opened.status();
     open_warning = "running without NVMe: " + opened.status().message();
-    engine.reset();
+    engines.clear();
     return Status();
   }
   log = std::move(opened).value();
@@ -264,7 +264,7 @@ Status StoreCore::close(std::chrono::milliseconds deadline) {
 StoreCore::~StoreCore() {
   static_cast<void>(close(std::chrono::seconds(2)));  // what is lost then shows in nvme_dirty_bytes of the last stats
   log.reset();                                        // waits for I/O under way, whose callbacks come here
-  engine.reset();
+  engines.clear();
   if (completion_event >= 0) ::close(completion_event);
 }
 

@@ -18,7 +18,7 @@ SlotId StoreCore::start_promotion(EntryId id, const std::optional<NamespaceId>& 
   Entry& entry = index.entry(id);
   entry.host = HostState::kPromoting;
   entry.host_slot = slot;
-  promote_queue.push_back({Promotion::Kind::kRead, slot, record.slot.offset, record.slot.generation, extent, entry.key, ns});
+  promote_queue.push_back({Promotion::Kind::kRead, slot, record.slot.offset, record.slot.generation, 0, extent, entry.key, ns});
   ++promotions_in_flight;
   changed();
   return slot;
@@ -38,7 +38,7 @@ void StoreCore::promoter_loop(std::stop_token stop) {
       lock.unlock();
       log->check_deadlines();
       lock.lock();
-      if (log->quarantined()) {
+      if (log->lost_paths() != 0) {
         sweep_quarantine();
         expire_requests();
       }

@@ -90,6 +90,7 @@ void RequestImpl::note_use() {
 }
 
 Presence RequestImpl::answer(Item& item) {
+  if (core_.inherited()) return Presence::kMiss;
   core_.lookups.fetch_add(1, std::memory_order_relaxed);
   return remembered(item) ? item.last : answer_slow(item);
 }
@@ -104,6 +105,7 @@ bool RequestImpl::remembered(const Item& item) const noexcept {
 
 PrefixPresence RequestImpl::lookup_prefix(std::span<const ChunkKey> keys) {
   PrefixPresence found;
+  if (core_.inherited()) return {.hits = 0, .next = Presence::kMiss};
   scanning_.store(true);
   note_use();
   for (const ChunkKey& key : keys) {
@@ -287,7 +289,7 @@ Result<ReadLease> RequestImpl::acquire(std::span<const ChunkKey> keys, bool for_
     const bool there = id != kNoEntry && core_.index.entry(id).host == HostState::kReady;
     const auto item = there && core_.verify_all ? item_of_.find(key) : item_of_.end();
     const bool checked = !core_.verify_all ||
-                         (item != item_of_.end() && items_[item->second].pinned != kNoSlot && check_passed(items_[item->second]));
+                         (item != item_of_.end() && items_[item->second].pinned == core_.index.entry(id).host_slot && check_passed(items_[item->second]));
     if (!there || !checked) {
       return Status(Code::kNotFound, "chunk " + key.to_hex() + ": not in host memory (look it up again)");
     }

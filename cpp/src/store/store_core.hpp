@@ -109,6 +109,7 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
     SlotId slot = kNoSlot;
     std::uint64_t offset = 0;
     std::uint32_t generation = 0;
+    std::uint64_t payload_bytes = 0;  // checks only
     Extent extent;
     ChunkKey key;
     std::optional<NamespaceId> ns;  // none: whichever the record has
@@ -125,9 +126,9 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   // --- reclaim.cpp
   bool evacuated(std::uint32_t region, std::span<const std::uint32_t> cookies) override;
   void on_reclaim(std::uint32_t region, std::span<const std::uint32_t> cookies) override;
-  std::vector<EntryId> worth_keeping(std::uint32_t region, std::span<const std::uint32_t> cookies) const;
+  std::vector<EntryId> worth_keeping(std::uint32_t region, std::span<const std::uint32_t> cookies, std::uint64_t most_bytes) const;
   void end_evacuation(std::uint32_t region);
-  void forget_lost_paths();
+  void forget_lost_paths(std::unique_lock<std::mutex>& lock);
   bool on_nvme(const Entry& entry) const noexcept;  // REQUIRES: log
 
   // --- keeper.cpp
@@ -139,11 +140,13 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   };
   void mark_dirty(EntryId id, bool again = false);                   // mu held
   bool offer_to_nvme(EntryId id, bool touched, bool again = false);  // mu held; true: the keeper has work
-  std::uint64_t max_demotions() const;                               // mu held
+  std::uint64_t max_demotions() const;   // mu held
+  std::uint64_t live_demotions() const;  // mu held; without those that a lost path owes an answer
   void keeper_loop(std::stop_token stop);
   void tick(std::unique_lock<std::mutex>& lock);
   void clear_log(std::unique_lock<std::mutex>& lock);
   bool demote_next(std::unique_lock<std::mutex>& lock);
+  void drop_corrupt(const DirtyItem& item, EntryId id);  // mu held
   bool put_back(std::unique_lock<std::mutex>& lock, const DirtyItem& item, EntryId id, std::uint64_t epoch, const Status& why);
   void finish_demotion(const DirtyItem& item, EntryId id, std::uint64_t epoch, const Status& status, Extent extent);
   Status flush(std::chrono::milliseconds deadline) override;
@@ -173,7 +176,7 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   // Destroyed in reverse order: threads first, then the log (its I/O writes into the arena), engine, rendezvous, arena.
   std::unique_ptr<HostArena> arena;
   std::unique_ptr<RendezvousOwner> rendezvous;
-  std::unique_ptr<io::IoEngine> engine;
+  std::vector<std::unique_ptr<io::IoEngine>> engines;  // one per path
   std::unique_ptr<nvme::RegionLog> log;
   std::string engine_note;
   std::string open_warning;
@@ -200,7 +203,11 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   std::uint64_t dirty_bytes = 0;  // queued and under way
   std::uint64_t demotions_in_flight = 0;
   bool clear_pending = false;
-  std::map<std::uint32_t, std::vector<SlotId>> evacuations;  // by region: slots pinned until it is reclaimed
+  struct Evacuation {
+    Clock::time_point since;
+    std::vector<SlotId> slots;  // pinned until the region is reclaimed
+  };
+  std::map<std::uint32_t, Evacuation> evacuations;  // by region
   bool maintenance_due = false;                              // before the next tick
   std::uint32_t forgotten_paths = 0;                         // of log->lost_paths(): their extents are gone from the index
   bool log_changed = false;                                  // since the last checkpoint

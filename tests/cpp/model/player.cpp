@@ -433,7 +433,7 @@ class Player {
       std::uint64_t pins = 0;
       for (const SlotRecord& record : store_->slots) pins += record.pins;
       std::uint64_t expected = store_->demotions_in_flight + store_->promotions_in_flight + store_->checks_in_flight;
-      for (const auto& [region, slots] : store_->evacuations) expected += slots.size();
+      for (const auto& [region, evacuation] : store_->evacuations) expected += evacuation.slots.size();
       if (pins != expected || store_->request_pinned_bytes != 0) {
         throw Wrong("nobody holds a lease, and " + std::to_string(pins) + " pins are held");
       }

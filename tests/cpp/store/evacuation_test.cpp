@@ -19,6 +19,7 @@ class Evacuation : public StoreTest {
       for (int i = 0; i < 32; ++i) ASSERT_TRUE(put(filler_++));
       flush();
     }
+    flush();  // what is written again is written now
   }
   int filler_ = 10'000;
 };
