@@ -320,7 +320,8 @@ void init_store(nb::module_& module) {
       "write is given up. (lmcn/store.hpp says more.)\n"
       "nvme_io_timeout_s: a device that answers nothing for so long is quarantined. allow_network_file_system: directory may be "
       "on\n"
-      "NFS, SMB, Ceph, AFS, Lustre or GPFS, where neither the lock nor what was synced is sure to hold.\n"
+      "a network or cluster file system (docs/security.md lists them), where neither the lock nor what was synced is sure to "
+      "hold.\n"
       "Raises InvalidArgument, ResourceExhausted, Unavailable, Locked, FormatVersion, IoError.");
   define_data_path(store);
   define_control(store);

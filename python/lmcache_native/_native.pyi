@@ -413,7 +413,7 @@ class Store:
         size). admission: auto | always | second_touch. verify: off | nvme | all. write_deadline_s: a chunk that waited longer for its
         write is given up. (lmcn/store.hpp says more.)
         nvme_io_timeout_s: a device that answers nothing for so long is quarantined. allow_network_file_system: directory may be on
-        NFS, SMB, Ceph, AFS, Lustre or GPFS, where neither the lock nor what was synced is sure to hold.
+        a network or cluster file system (docs/security.md lists them), where neither the lock nor what was synced is sure to hold.
         Raises InvalidArgument, ResourceExhausted, Unavailable, Locked, FormatVersion, IoError.
         """
 

@@ -59,7 +59,8 @@ struct StoreOptions {
   /// A device that answers nothing for so long is quarantined: what is on NVMe is a miss from then on. Memory that its I/O may
   /// still write to stays pinned until it answers.
   std::chrono::milliseconds nvme_io_timeout{30'000};
-  /// false: NFS, SMB, Ceph, AFS, Lustre and GPFS are refused (kInvalidArgument), as neither their locks nor their syncs are sure.
+  /// false: NFS, SMB, Ceph, AFS, Lustre, GPFS, 9p, BeeGFS, OCFS2 and GFS2 are refused (kInvalidArgument), as neither their locks
+  /// nor their syncs are sure. FUSE is not: local ones exist.
   bool allow_network_file_system = false;
   unsigned populate_threads = 2;
   /// NUMA nodes the arena's pages come from. Empty: the kernel's choice. One: that node while it has memory, else another

@@ -6,7 +6,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <mutex>
+#include <new>
 #include <vector>
 
 namespace lmcn::fork_guard {
@@ -14,10 +17,17 @@ namespace {
 
 std::atomic<std::uint64_t> fork_count{0};
 
-// The mutex is taken before each fork() and let go on both sides by the thread that forks, so in the child nobody else holds it
-// and the table is whole.
+// The longest that fork() waits for descriptors that are being opened or closed: a device that does not answer holds them for as
+// long as it likes.
+constexpr std::chrono::milliseconds kForkWait{100};
+
+// The mutex guards what follows it and is held for moments only, never over a system call that may wait for a device; and over
+// fork(), so in the child nobody else holds it and the table is whole.
 struct Table {
   std::mutex mutex;
+  std::condition_variable changed;
+  unsigned holds = 0;
+  unsigned forking = 0;  // threads in fork(); new holds wait for them
   std::vector<int> fds;
 };
 
@@ -27,24 +37,43 @@ Table& table() {
 }
 
 void before_fork() {
-  table().mutex.lock();
+  Table& all = table();
+  std::unique_lock lock(all.mutex);
+  ++all.forking;
+  const auto until = std::chrono::steady_clock::now() + kForkWait;
+  static_cast<void>(all.changed.wait_until(lock, until, [&] { return all.holds == 0; }));
+  lock.release();  // in_parent() and in_child() let go
 }
 
 void in_parent() {
-  table().mutex.unlock();
+  Table& all = table();
+  --all.forking;
+  all.mutex.unlock();
+  all.changed.notify_all();
 }
 
 // Of the child's only thread; nothing here but what a signal handler may call (the table's memory is only read, then marked empty).
 void in_child() {
   fork_count.fetch_add(1, std::memory_order_relaxed);
-  std::vector<int>& fds = table().fds;
-  const int null = fds.empty() ? -1 : ::open("/dev/null", O_RDWR | O_CLOEXEC);
-  for (const int fd : fds) {
-    if (null < 0 || ::dup3(null, fd, O_CLOEXEC) < 0) ::close(fd);
+  Table& all = table();
+  int null = all.fds.empty() ? -1 : ::open("/dev/null", O_RDWR | O_CLOEXEC);
+  bool keep_null = false;
+  for (const int fd : all.fds) {
+    if (null < 0) {  // perhaps no number is free: give this one up first
+      ::close(fd);
+      null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
+      keep_null = null == fd;
+      if (null < 0 || keep_null) continue;
+    }
+    if (::dup3(null, fd, O_CLOEXEC) < 0) ::close(fd);
   }
-  if (null >= 0) ::close(null);
-  fds.clear();
-  table().mutex.unlock();
+  if (null >= 0 && !keep_null) ::close(null);
+  all.fds.clear();
+  // Those who held, forked or waited are threads of the parent.
+  all.holds = 0;
+  all.forking = 0;
+  ::new (&all.changed) std::condition_variable;
+  all.mutex.unlock();
 }
 
 void install() {
@@ -61,18 +90,25 @@ std::uint64_t forks() noexcept {
 
 Hold::Hold() {
   install();
-  table().mutex.lock();
+  Table& all = table();
+  std::unique_lock lock(all.mutex);
+  all.changed.wait(lock, [&] { return all.forking == 0; });
+  ++all.holds;
 }
 
 Hold::~Hold() {
-  table().mutex.unlock();
+  Table& all = table();
+  const std::lock_guard lock(all.mutex);
+  if (--all.holds == 0 && all.forking != 0) all.changed.notify_all();
 }
 
 void add(const Hold&, int fd) {
+  const std::lock_guard lock(table().mutex);
   table().fds.push_back(fd);
 }
 
 void remove(const Hold&, int fd) noexcept {
+  const std::lock_guard lock(table().mutex);
   std::erase(table().fds, fd);
 }
 
@@ -80,7 +116,8 @@ void remove(const Hold&, int fd) noexcept {
 
 namespace lmcn {
 
-// In one step for fork(): a closed number may be somebody else's at once, an unregistered one would be inherited.
+// In one step for fork(): a closed number may be somebody else's at once, an unregistered one would be inherited. A close() that
+// waits for its device has given the number up already, so the child of a fork() that did not wait for it has no copy.
 void ProcessFd::reset() noexcept {
   if (fd_ < 0) return;
   const fork_guard::Hold hold;

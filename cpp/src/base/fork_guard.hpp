@@ -2,8 +2,8 @@
 // the descriptor, so a child (multiprocessing, a subprocess with preexec_fn, a server's helper) would keep them after we died.
 //
 // Descriptors owned by a ProcessFd are replaced by /dev/null in every child made by fork(): the number stays taken, so whoever
-// closes it there closes nothing else. Not covered: clone() called directly, and vfork(), whose child must exec at once (all our
-// descriptors are close-on-exec).
+// closes it there closes nothing else (unless /dev/null cannot be opened: then the number is free). Not covered: clone() called
+// directly, and vfork(), whose child must exec at once (all our descriptors are close-on-exec).
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,9 @@ namespace fork_guard {
 /// was inherited. One relaxed load.
 std::uint64_t forks() noexcept;
 
-/// fork() of any thread waits while one lives. Keep it to opening or closing one descriptor.
+/// fork() of any thread waits while one lives, but no longer than 100 ms: then it goes on without, and its child has what was
+/// opened in the hold and not yet added, or removed and not yet closed. A call that waits for a device has no descriptor in either
+/// state. Any number may live at a time. Keep it to opening or closing one descriptor; do not nest.
 class Hold {
  public:
   Hold();
@@ -44,7 +46,8 @@ class ProcessFd {
   }
   ~ProcessFd() { reset(); }
 
-  /// Takes what `open()` returns: a new descriptor, or -1 with errno (kept). No fork() comes between opening and registering.
+  /// Takes what `open()` returns: a new descriptor, or -1 with errno (kept). No fork() comes between opening and registering
+  /// (see Hold).
   template <class Open>
   static ProcessFd opened(Open&& open) {
     ProcessFd made;

@@ -32,15 +32,15 @@ Status unavailable(const std::string& what, int error) {
 }  // namespace
 
 Status UringRing::open(unsigned in_flight) {
-  LMCN_RETURN_IF_ERROR(set_up(in_flight));
-  open_ = true;
-  LMCN_RETURN_IF_ERROR(check_operations());
-  LMCN_RETURN_IF_ERROR(no_op_round());
   // A child that inherited the ring would keep it, and all that is registered with it, after we died.
   {
     const fork_guard::Hold hold;
+    LMCN_RETURN_IF_ERROR(set_up(in_flight));
+    open_ = true;
     fork_guard::add(hold, ring_.ring_fd);
   }
+  LMCN_RETURN_IF_ERROR(check_operations());
+  LMCN_RETURN_IF_ERROR(no_op_round());
   io_uring_ring_dontfork(&ring_);     // where it fails the child keeps the memory, no more
   io_uring_register_ring_fd(&ring_);  // saves a descriptor look-up per call where the kernel can (5.18); optional
   has_buffer_table_ = io_uring_register_buffers_sparse(&ring_, kBufferTable) == 0;

@@ -69,6 +69,7 @@ std::string lock_owner(int fd) {
 
 std::atomic<int (*)(int fd, struct statfs* found)> fstatfs_call{::fstatfs};
 
+// Not FUSE (0x65735546): some of those are local, and the type does not say which.
 const char* network_file_system(std::uint64_t f_type) noexcept {
   switch (f_type & 0xFFFFFFFFu) {  // the type is signed on some machines
     case 0x6969:
@@ -86,6 +87,14 @@ const char* network_file_system(std::uint64_t f_type) noexcept {
       return "Lustre";
     case 0x47504653:
       return "GPFS";
+    case 0x01021997:
+      return "9p";
+    case 0x19830326:
+      return "BeeGFS";
+    case 0x7461636F:
+      return "OCFS2";
+    case 0x01161970:
+      return "GFS2";
     default:
       return nullptr;
   }
@@ -251,7 +260,7 @@ FileReplacement::~FileReplacement() {
 }
 
 io::IoResult FileReplacement::run(io::IoRequest request) {
-  const InFlight::Scope scope(in_flight_, InFlight::Lane::kWrite);
+  const InFlight::Scope scope(in_flight_, InFlight::lane_of(request.op));
   request.fd = fd_.get();
   return io::run_sync(*engine_, request);
 }

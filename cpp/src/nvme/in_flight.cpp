@@ -32,18 +32,22 @@ void InFlight::wait_zero() {
              [this] { return std::all_of(operations_.begin(), operations_.end(), [](const auto& each) { return each.empty(); }); });
 }
 
-InFlight::Clock::duration InFlight::silence(Clock::time_point now) const {
+InFlight::Clock::duration InFlight::silence(Clock::time_point now, Clock::duration patience) const {
   const std::lock_guard lock(mutex_);
   Clock::duration longest{0};
   // The first of a lane was begun, and overtaken, before all others of it.
-  const auto judge = [&](Lane lane, Clock::time_point last_end) {
+  const auto judge = [&](Lane lane, Clock::time_point last_end, bool in_order) {
     if (of(lane).empty()) return;
     const Operation& oldest = of(lane).begin()->second;
-    longest = std::max(longest, now - std::min(oldest.overtaken, std::max(oldest.begun, last_end)));
+    Clock::time_point since = std::max(oldest.begun, last_end);
+    if (in_order) since = std::min(since, oldest.overtaken);
+    if (now - oldest.begun > patience) since = oldest.begun;
+    longest = std::max(longest, now - since);
   };
-  judge(Lane::kRead, last_read_);
-  judge(Lane::kWrite, last_any_);
-  judge(Lane::kDirect, Clock::time_point::min());
+  judge(Lane::kRead, last_read_, true);
+  judge(Lane::kWrite, last_any_, true);
+  judge(Lane::kSync, last_any_, false);
+  judge(Lane::kDirect, last_any_, false);
   return longest;
 }
 

@@ -8,6 +8,8 @@
 #include <map>
 #include <mutex>
 
+#include "io/io_engine.hpp"
+
 namespace lmcn::nvme {
 
 /// Thread-safe.
@@ -16,7 +18,10 @@ class InFlight {
   using Clock = std::chrono::steady_clock;
   /// The engine starts reads before writes, and each kind in the order of submission. kDirect: system calls of the log itself,
   /// which wait in no queue.
-  enum class Lane : std::uint8_t { kRead, kWrite, kDirect };
+  enum class Lane : std::uint8_t { kRead, kWrite, kSync, kDirect };
+  static Lane lane_of(io::Op op) noexcept {
+    return op == io::Op::kRead ? Lane::kRead : op == io::Op::kWrite ? Lane::kWrite : Lane::kSync;
+  }
   struct Ticket {
     Lane lane;
     std::uint64_t id;
@@ -29,9 +34,11 @@ class InFlight {
   /// For how long one of them has certainly been at the device without an answer. I/O that may still wait behind other I/O in
   /// the engine's queue does not count: a slow device under a long queue is not a silent one. Since
   ///   reads:   the last read that ended; or a later read ended, so it was started before;
-  ///   writes:  the last read or write that ended; or a later write ended;
-  ///   direct:  their begin.
-  Clock::duration silence(Clock::time_point now = Clock::now()) const;
+  ///   writes:  the last read, write or sync that ended; or a later write ended;
+  ///   syncs and direct calls, which take the longer the more there is to write: the last read, write or sync that ended.
+  /// What was begun longer than `patience` ago counts since then, whatever else ended: one I/O may be lost on a device that
+  /// answers all others.
+  Clock::duration silence(Clock::time_point now = Clock::now(), Clock::duration patience = Clock::duration::max()) const;
 
   /// What happened until now was perhaps not seen (this process was stopped): counts as if everything had answered.
   void excuse(Clock::time_point now = Clock::now());
@@ -66,7 +73,7 @@ class InFlight {
   mutable std::mutex mutex_;
   std::condition_variable zero_;
   std::uint64_t next_id_ = 0;
-  std::array<Operations, 3> operations_;
+  std::array<Operations, 4> operations_;
   Clock::time_point last_read_{}, last_any_{};  // ends of I/O through the engine
 };
 

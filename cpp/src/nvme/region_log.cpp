@@ -15,6 +15,7 @@ namespace {
 constexpr std::chrono::milliseconds kQuarantineCheck{100};
 constexpr std::uint64_t kFailedReadsToQuarantine = 8;  // in a row: a device that is gone, not a bad sector
 constexpr std::chrono::seconds kMostBetweenChecks{5};  // more: this process was stopped, or had no CPU
+constexpr int kPatience = 4;                           // a single I/O may take so many io_timeouts while others are answered
 
 // The device or the file system will not take more; any other failure is of one write.
 bool ends_writing(int error) {
@@ -123,7 +124,7 @@ Log::~Log() {
 }
 
 void Log::submit(io::Op op, std::byte* data, std::uint64_t bytes, std::uint64_t offset, Completion then) {
-  const InFlight::Ticket ticket = in_flight_.enter(op == io::Op::kRead ? InFlight::Lane::kRead : InFlight::Lane::kWrite);
+  const InFlight::Ticket ticket = in_flight_.enter(InFlight::lane_of(op));
   io::IoRequest request;
   request.op = op;
   request.fd = data_.fd();
@@ -191,7 +192,7 @@ void Log::check_deadlines() {
   const bool late = last_check_ != decltype(last_check_){} && now - last_check_ > kMostBetweenChecks;
   last_check_ = now;
   if (late) in_flight_.excuse(now);
-  if (quarantined() || in_flight_.silence(now) < options_.io_timeout) return;
+  if (quarantined() || in_flight_.silence(now, kPatience * options_.io_timeout) < options_.io_timeout) return;
   const std::int64_t ms = options_.io_timeout.count();
   const std::string time = ms % 1000 == 0 ? std::to_string(ms / 1000) + " s" : std::to_string(ms) + " ms";
   quarantine({Code::kDeadlineExceeded, "no answer for " + time + " from " + data_.path()});

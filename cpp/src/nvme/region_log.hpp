@@ -39,7 +39,7 @@ struct LogOptions {
   std::chrono::milliseconds evacuation_patience{1'000};  // see LogClient::evacuated()
   bool verify_payload = true;  // false: reads check header, key, namespace, lengths and sequences, not the payload's checksums
   std::chrono::milliseconds io_timeout{30'000};  // a device silent for so long is quarantined; see check_deadlines()
-  bool allow_network_file_system = false;        // else kInvalidArgument on NFS, SMB, Ceph, AFS, Lustre, GPFS
+  bool allow_network_file_system = false;        // else kInvalidArgument on a network_file_system()
 };
 
 struct RecoveredRecord {
@@ -149,7 +149,8 @@ class RegionLog {
   /// Bit i: path i (striped_log.hpp) is quarantined or was left out: what it holds is as good as gone. Atomic loads only.
   virtual std::uint32_t lost_paths() const noexcept = 0;
   virtual std::string quarantine_reason() const = 0;
-  /// Quarantines when the device has owed an answer for io_timeout ("no answer for 30 s from PATH"). To be called every second or
+  /// Quarantines when the device has owed an answer for io_timeout ("no answer for 30 s from PATH"), or one I/O for four
+  /// times as long whatever else it answers. To be called every second or
   /// so, on a thread that waits for no I/O. What is under way stays so: its callbacks run when the device answers at last, and
   /// checkpoint(), clear(), close() and the destructor wait for it. Time during which nobody called is not held against the device.
   virtual void check_deadlines() = 0;

@@ -146,12 +146,14 @@ NVME = (
     ),
     Key(
         "local_disk_io_timeout", _D, Theme.NVME, "number, s", 30.0,
-        "A disk that answers nothing for so long is not used any more: what is on it is a miss until the engine is started anew.",
+        "A disk that answers nothing for so long is not used any more: what is on it is a miss until the engine is started anew. "
+        "A sync may take up to four times as long while reads or writes are answered; what takes longer counts whatever else is.",
         seconds, "nvme_io_timeout_s",
     ),
     Key(
         "local_disk_allow_network", _D, Theme.NVME, "flag", False,
-        "Whether local_disk may be on NFS, SMB, Ceph, AFS, Lustre or GPFS. Neither locks nor syncs are sure to hold there.",
+        "Whether local_disk may be on NFS, SMB, Ceph, AFS, Lustre, GPFS, 9p, BeeGFS, OCFS2 or GFS2. Neither locks nor syncs are "
+        "sure to hold there. FUSE is not looked into: sshfs, JuiceFS and GlusterFS are network file systems too.",
         flag, "allow_network_file_system",
     ),
     Key(

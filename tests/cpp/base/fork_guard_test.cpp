@@ -2,17 +2,23 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
 #include <stdlib.h>
 #include <sys/file.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
 #include <atomic>
+#include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <functional>
+#include <future>
 #include <string>
 #include <thread>
 #include <vector>
@@ -153,6 +159,98 @@ TEST_F(ForkGuard, NoMomentLetsADescriptorThrough) {
   }
   for (int i = 0; i < 100; ++i) EXPECT_EQ(in_child([&] { return any_is_our_file() ? 1 : 0; }), 0) << i;
   stop = true;
+}
+
+// As an openat() on a device that does not answer.
+TEST_F(ForkGuard, AnOpenThatHangsHoldsUpNeitherForkNorOtherOpens) {
+  const std::string fifo = path + ".fifo";
+  ASSERT_EQ(::mkfifo(fifo.c_str(), 0600), 0);
+  const ProcessFd other = open();
+  std::atomic<bool> opening{false};
+  std::thread hung([&] {
+    const ProcessFd fd = ProcessFd::opened([&] {
+      opening = true;
+      return ::open(fifo.c_str(), O_WRONLY | O_CLOEXEC);  // until somebody reads
+    });
+  });
+  while (!opening) std::this_thread::yield();
+  std::future<int> work = std::async(std::launch::async, [&] {
+    {
+      const ProcessFd another = open();
+    }
+    return in_child([&] {
+      if (any_is_our_file()) return 1;
+      ProcessFd own = open();
+      if (!is_our_file(own.get())) return 2;
+      own.reset();
+      return in_child([&] { return 0; });  // and so may the child's child be made
+    });
+  });
+  EXPECT_EQ(work.wait_for(std::chrono::seconds(30)), std::future_status::ready);
+  const int reader = ::open(fifo.c_str(), O_RDONLY | O_CLOEXEC);
+  hung.join();
+  ::close(reader);
+  EXPECT_EQ(work.get(), 0);
+  std::filesystem::remove(fifo);
+}
+
+// A connection with unsent bytes and SO_LINGER: close() waits for the peer.
+TEST_F(ForkGuard, ACloseThatHangsHoldsUpNoForkAndIsNotInherited) {
+  const int listener = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t bytes = sizeof address;
+  auto* const any = reinterpret_cast<sockaddr*>(&address);
+  ASSERT_EQ(::bind(listener, any, bytes), 0);
+  ASSERT_EQ(::listen(listener, 1), 0);
+  ASSERT_EQ(::getsockname(listener, any, &bytes), 0);
+  ProcessFd connection = ProcessFd::opened([] { return ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0); });
+  ASSERT_EQ(::connect(connection.get(), any, bytes), 0);
+  const int peer = ::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
+  const linger wait{1, 600};
+  ASSERT_EQ(::setsockopt(connection.get(), SOL_SOCKET, SO_LINGER, &wait, sizeof wait), 0);
+  const std::vector<char> noise(1 << 16);
+  while (::send(connection.get(), noise.data(), noise.size(), MSG_DONTWAIT) > 0) {
+  }
+  const int number = connection.get();
+  std::atomic<bool> closed{false};
+  std::thread closer([&] {
+    connection.reset();
+    closed = true;
+  });
+  while (::fcntl(number, F_GETFD) >= 0) std::this_thread::yield();
+  std::future<int> work =
+      std::async(std::launch::async, [&] { return in_child([&] { return ::fcntl(number, F_GETFD) < 0 ? 0 : 1; }); });
+  EXPECT_EQ(work.wait_for(std::chrono::seconds(30)), std::future_status::ready);
+  EXPECT_FALSE(closed) << "the close must still wait";
+  ::close(peer);
+  closer.join();
+  EXPECT_EQ(work.get(), 0);
+  ::close(listener);
+}
+
+TEST_F(ForkGuard, AChildOfAProcessWithoutFreeNumbersHasThemTakenToo) {
+  const int status = in_child([&] {  // in a process of its own: it uses up the numbers
+    const ProcessFd first = open();
+    const ProcessFd second = open();
+    const rlimit few{64, 64};
+    if (::setrlimit(RLIMIT_NOFILE, &few) != 0) return 1;
+    while (::dup(STDERR_FILENO) >= 0) {
+    }
+    if (errno != EMFILE) return 2;
+    return in_child([&] {
+      struct stat null{};
+      if (::stat("/dev/null", &null) != 0) return 3;
+      for (const ProcessFd* each : {&first, &second}) {
+        struct stat found{};
+        if (::fstat(each->get(), &found) != 0 || found.st_rdev != null.st_rdev) return 4;
+        if ((::fcntl(each->get(), F_GETFD) & FD_CLOEXEC) == 0) return 5;
+      }
+      return 0;
+    });
+  });
+  EXPECT_EQ(status, 0);
 }
 
 }  // namespace

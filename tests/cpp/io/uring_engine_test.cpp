@@ -5,7 +5,15 @@
 #include <linux/seccomp.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <atomic>
+#include <string>
+#include <string_view>
+#include <thread>
+
+#include "io/uring_ring.hpp"
 #include "io_support.hpp"
 
 namespace lmcn::io {
@@ -227,6 +235,34 @@ TEST_F(DeathTest, WhenTheRingFailsEveryRequestStillCompletesOnce) {
         std::_Exit(0);
       },
       ::testing::ExitedWithCode(0), "");
+}
+
+// The ring exists before the kernel is asked what it can do; children forked in between must not have it.
+TEST(UringFork, NoChildHasARingForkedAtWhateverMoment) {
+  if (UringRing probe; !probe.open(4).ok()) GTEST_SKIP() << "no io_uring here";
+  std::atomic<bool> stop{false};
+  std::jthread opener([&] {
+    while (!stop) {
+      UringRing ring;
+      EXPECT_TRUE(ring.open(4).ok());
+    }
+  });
+  for (int i = 0; i < 200; ++i) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      int rings = 0;
+      for (int fd = 0; fd < 1024; ++fd) {
+        char target[64] = {};
+        const std::string link = "/proc/self/fd/" + std::to_string(fd);
+        if (::readlink(link.c_str(), target, sizeof target - 1) > 0 && std::string_view(target) == "anon_inode:[io_uring]") ++rings;
+      }
+      ::_exit(rings);
+    }
+    int status = -1;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0) << i;
+  }
+  stop = true;
 }
 
 }  // namespace
