@@ -83,11 +83,13 @@ def report_error(error: LmcacheNativeError, as_json: bool) -> int:
 
 def say(text: str) -> None:
     """To stdout, at once. A reader that has seen enough (`| head`) changes neither what is done nor the exit code."""
+    if sys.stdout is None:  # as below, or started without one
+        return
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process, and for what Python flushes at exit
+        sys.stdout = None  # Python must not try again at exit
 
 
 def print_json(content: object) -> None:
