@@ -109,6 +109,7 @@ Result<std::unique_ptr<Directory>> Directory::open_existing(const std::string& p
   while (name.size() > 1 && name.back() == '/') name.pop_back();
   Result<std::unique_ptr<Directory>> directory = open_unlocked(name, true);
   if (!directory.ok()) return directory;
+  (*directory)->looks_ = !exclusive;
   Result<Fd> lock = (*directory)->open_file("LOCK", O_RDONLY);
   if (lock.status().code() == Code::kNotFound) {
     return Status(Code::kNotFound, name + " is not a store directory: it has no LOCK file");
@@ -206,8 +207,7 @@ Result<Fd> Directory::open_file(const std::string& name, int flags) const {
   // O_NONBLOCK was against a FIFO in its place; left on, io_uring would end I/O with EAGAIN.
   const int now = ::fcntl(fd.get(), F_GETFL);
   if (now < 0 || ::fcntl(fd.get(), F_SETFL, now & ~O_NONBLOCK) != 0) return Status::from_errno(errno, "fcntl " + path_of(name));
-  const bool looks = (flags & O_ACCMODE) == O_RDONLY;
-  if (!looks && (found.st_mode & 07777) != 0600 && ::fchmod(fd.get(), 0600) != 0) {
+  if (!looks_ && (found.st_mode & 07777) != 0600 && ::fchmod(fd.get(), 0600) != 0) {
     return Status::from_errno(errno, "chmod " + path_of(name));
   }
   return fd;
