@@ -177,6 +177,8 @@ nb::dict clear_store(const std::string& path, std::optional<std::uint64_t> older
   out["regions_dropped"] = report.regions_dropped;
   out["regions_of_unknown_age"] = report.regions_of_unknown_age;
   out["unreadable_headers"] = report.unreadable_headers;
+  out["unreadable_regions"] = report.unreadable_regions;
+  out["read_errors"] = report.read_errors;
   out["freed_bytes"] = report.freed_bytes;
   return out;
 }

@@ -7,9 +7,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <new>
 
 #include "nvme/geometry.hpp"
 #include "nvme/log.hpp"
+#include "nvme/striped_log.hpp"
 
 namespace lmcn::nvme {
 
@@ -134,11 +136,14 @@ CheckpointFile load_checkpoint(const Directory& directory, io::IoEngine& engine,
   if (::fstat(fd->get(), &file) != 0) return unusable(Status::from_errno(errno, "fstat").message());
   out.bytes = static_cast<std::uint64_t>(file.st_size);
 
+  if (out.bytes < sizeof(CheckpointHeader)) return unusable("its length does not hold");
+
   LoadedCheckpoint loaded;
   CheckpointHeader& header = loaded.header;
   if (const Status status = read(&header, sizeof header, 0); !status.ok()) return unusable(status.message());
   if (!page_holds(header, kCheckpointMagic)) return unusable("its header does not hold");
   if (header.uuid != superblock.uuid) return unusable("it is of another store");
+  out.known = true;
   out.totals = header.totals;
   out.limit_bytes = header.limit_bytes;
   out.hours = header.hours;
@@ -149,8 +154,17 @@ CheckpointFile load_checkpoint(const Directory& directory, io::IoEngine& engine,
       (body_bytes - table_bytes) % sizeof(CheckpointEntry) != 0) {
     return unusable("its length does not hold");
   }
-  loaded.regions.resize(header.region_count);
-  loaded.entries.resize(header.entry_count);
+  // Not by the length alone: a file with holes can have any.
+  const std::uint64_t most_entries = header.region_count * (superblock.region_bytes / kPageBytes / kMinRecordPages);
+  if (header.region_count > kMaxRegionsPerPath || header.entry_count > most_entries) {
+    return unusable("it lists more regions or records than there can be");
+  }
+  try {
+    loaded.regions.resize(header.region_count);
+    loaded.entries.resize(header.entry_count);
+  } catch (const std::bad_alloc&) {
+    return unusable("there is no memory for its " + std::to_string(out.bytes) + " bytes");
+  }
   const std::uint64_t entry_bytes = body_bytes - table_bytes;
   if (const Status status = read(loaded.regions.data(), table_bytes, sizeof header + entry_bytes); !status.ok())
     return unusable(status.message());

@@ -35,10 +35,11 @@ struct LoadedCheckpoint {
 struct CheckpointFile {
   std::uint64_t bytes = 0;
   std::optional<LoadedCheckpoint> loaded;
-  std::string why_not;            // it is there and is not used, because ...
-  LifetimeTotals totals;          // also of one that is older than the last clear
-  std::uint64_t limit_bytes = 0;  // as `totals`
-  WriteWindow::Hours hours;       // as `totals`
+  std::string why_not;  // it is there and is not used, because ...
+  bool known = false;   // the three below are: also of one that is older than the last clear
+  LifetimeTotals totals;
+  std::uint64_t limit_bytes = 0;
+  WriteWindow::Hours hours;
 };
 
 /// Reads and judges it; changes nothing.

@@ -6,6 +6,8 @@
 
 #include <cerrno>
 
+#include "nvme/striped_log.hpp"
+
 namespace lmcn::nvme {
 
 Result<DataFile> DataFile::open(const Directory& directory, std::uint64_t region_bytes) {
@@ -25,6 +27,11 @@ Result<std::uint64_t> DataFile::bytes() const {
 Result<std::uint32_t> DataFile::regions() {
   Result<std::uint64_t> size = bytes();
   if (!size.ok()) return size.status();
+  if (*size / region_bytes_ > kMaxRegionsPerPath) {
+    return Status(Code::kCorruption, path_ + " has " + std::to_string(*size) + " bytes, more than " +
+                                         std::to_string(kMaxRegionsPerPath) + " regions of " + std::to_string(region_bytes_) +
+                                         " bytes; nothing was changed: remove its directory to start anew");
+  }
   const auto count = static_cast<std::uint32_t>(*size / region_bytes_);
   if (*size % region_bytes_ != 0) LMCN_RETURN_IF_ERROR(truncate(count));
   return count;

@@ -118,6 +118,7 @@ Result<std::unique_ptr<Directory>> Directory::open_existing(const std::string& p
   while (name.size() > 1 && name.back() == '/') name.pop_back();
   Result<std::unique_ptr<Directory>> directory = open_unlocked(name, true);
   if (!directory.ok()) return directory;
+  (*directory)->looks_ = !exclusive;
   Result<Fd> lock = (*directory)->open_file("LOCK", O_RDONLY);
   if (lock.status().code() == Code::kNotFound) {
     return Status(Code::kNotFound, name + " is not a store directory: it has no LOCK file");
@@ -199,7 +200,7 @@ void Directory::unlock() noexcept {
 }
 
 Result<Fd> Directory::open_file(const std::string& name, int flags) const {
-  Fd fd = Fd::opened([&] { return ::openat(fd_.get(), name.c_str(), flags | O_NOFOLLOW | O_CLOEXEC, 0600); });
+  Fd fd = Fd::opened([&] { return ::openat(fd_.get(), name.c_str(), flags | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600); });
   if (!fd.valid()) {
     const int error = errno;
     if (error == ENOENT) return Status::from_errno(error, "open " + path_of(name), Code::kNotFound);
@@ -212,7 +213,12 @@ Result<Fd> Directory::open_file(const std::string& name, int flags) const {
     return Status(Code::kInvalidArgument,
                   path_of(name) + " must be a regular file with one link, owned by uid " + std::to_string(::geteuid()));
   }
-  if ((found.st_mode & 07777) != 0600 && ::fchmod(fd.get(), 0600) != 0) return Status::from_errno(errno, "chmod " + path_of(name));
+  // O_NONBLOCK was against a FIFO in its place; left on, io_uring would end I/O with EAGAIN.
+  const int now = ::fcntl(fd.get(), F_GETFL);
+  if (now < 0 || ::fcntl(fd.get(), F_SETFL, now & ~O_NONBLOCK) != 0) return Status::from_errno(errno, "fcntl " + path_of(name));
+  if (!looks_ && (found.st_mode & 07777) != 0600 && ::fchmod(fd.get(), 0600) != 0) {
+    return Status::from_errno(errno, "chmod " + path_of(name));
+  }
   return fd;
 }
 
@@ -303,6 +309,12 @@ Result<std::optional<Superblock>> load_superblock(const Directory& directory, io
   }
   if (result.actual != sizeof superblock || !page_holds(superblock, kSuperblockMagic)) {
     return Status(Code::kCorruption, path + " is not a whole superblock (magic, length or checksum); nothing was changed: remove " +
+                                         directory.path() + " to start anew");
+  }
+  const std::uint64_t region_bytes = superblock.region_bytes;
+  if (region_bytes < 4 * kPageBytes || region_bytes % kPageBytes != 0 || region_bytes > (std::uint64_t{1} << 43)) {
+    return Status(Code::kCorruption, path + ": region_bytes=" + std::to_string(region_bytes) +
+                                         " must be a multiple of 4096 from 16384 to 2^43; nothing was changed: remove " +
                                          directory.path() + " to start anew");
   }
   return std::optional<Superblock>(superblock);

@@ -45,7 +45,7 @@ class Directory {
   const std::string& path() const noexcept { return path_; }
   std::string path_of(const std::string& name) const { return path_ + "/" + name; }
   /// O_NOFOLLOW | O_CLOEXEC; 0600, whatever the umask and whatever it was; refuses what is not a regular file of ours. kNotFound
-  /// when absent without O_CREAT.
+  /// when absent without O_CREAT. Opened to look only (open_existing, not exclusive), modes stay as they are.
   Result<Fd> open_file(const std::string& name, int flags) const;
   Status rename(const std::string& from, const std::string& to) const;
   Status remove(const std::string& name) const;  // ok when absent
@@ -62,6 +62,7 @@ class Directory {
   std::string path_;
   Fd fd_;
   Fd lock_;
+  bool looks_ = false;  // changes no modes
 };
 
 /// Replaces `name` as a whole: everything goes to name.tmp; commit() syncs, renames, syncs the directory. Without commit() the

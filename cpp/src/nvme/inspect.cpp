@@ -9,6 +9,8 @@
 #include <map>
 #include <unordered_map>
 
+#include "nvme/striped_log.hpp"
+
 namespace lmcn::nvme {
 
 Result<std::unique_ptr<StoreFiles>> StoreFiles::open(const std::string& path, Access access, io::IoEngine& engine) {
@@ -17,10 +19,6 @@ Result<std::unique_ptr<StoreFiles>> StoreFiles::open(const std::string& path, Ac
   const Result<std::optional<Superblock>> superblock = load_superblock(**directory, engine);
   if (!superblock.ok()) return superblock.status();
   if (!superblock->has_value()) return Status(Code::kNotFound, path + " is not a store directory: it has no superblock");
-  const std::uint64_t region_bytes = (*superblock)->region_bytes;
-  if (region_bytes < 4 * kPageBytes || region_bytes % kPageBytes != 0 || region_bytes > (std::uint64_t{1} << 43)) {
-    return Status(Code::kCorruption, path + "/superblock: region_bytes=" + std::to_string(region_bytes) + " cannot be");
-  }
   std::unique_ptr<StoreFiles> files(new StoreFiles(engine, std::move(directory).value(), **superblock));
   files->access_ = access;
   const int mode = access == Access::kChange ? O_RDWR : O_RDONLY;
@@ -49,7 +47,7 @@ Result<std::uint64_t> StoreFiles::allocated_bytes() const {
   return bytes;
 }
 
-Result<StoreFiles::Contents> StoreFiles::read_contents(StoreReader& reader) {
+Result<StoreFiles::Contents> StoreFiles::read_contents(StoreReader& reader, bool all_may_fail) {
   Contents out;
   out.checkpoint = load_checkpoint(*directory_, engine_, superblock_);
   out.next_sequence = superblock_.sequence_floor;
@@ -62,7 +60,12 @@ Result<StoreFiles::Contents> StoreFiles::read_contents(StoreReader& reader) {
   if (!data_.valid()) return out;
   struct stat file{};
   if (::fstat(data_.get(), &file) != 0) return Status::from_errno(errno, "fstat " + directory_->path_of("data.000"));
-  const auto count = static_cast<std::uint32_t>(static_cast<std::uint64_t>(file.st_size) / superblock_.region_bytes);
+  const std::uint64_t regions = static_cast<std::uint64_t>(file.st_size) / superblock_.region_bytes;
+  if (regions > kMaxRegionsPerPath) {
+    return Status(Code::kCorruption, directory_->path_of("data.000") + " has " + std::to_string(regions) +
+                                         " regions, there can be " + std::to_string(kMaxRegionsPerPath));
+  }
+  const auto count = static_cast<std::uint32_t>(regions);
   out.regions.resize(count);
   std::uint32_t unreadable = 0;
   Status last_failure;
@@ -85,7 +88,8 @@ Result<StoreFiles::Contents> StoreFiles::read_contents(StoreReader& reader) {
       if (header->epoch == superblock_.epoch) out.found.push_back({number, header->sequence, header->opened_unix_s});
     }
   });
-  if (unreadable != 0 && unreadable == count) return last_failure;
+  out.unreadable_regions = unreadable;
+  if (unreadable != 0 && unreadable == count && !all_may_fail) return last_failure;
   sort_found(out.found);
   std::unordered_map<ChunkKey, std::pair<std::uint32_t, std::uint32_t>, ChunkKeyHash> last;  // region, page
   reader.read_contents(out.found, checkpoint, [&](const FoundRegion& found, const RegionContents& contents) {

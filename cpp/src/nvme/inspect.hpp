@@ -98,6 +98,8 @@ struct ClearReport {
   std::uint64_t regions_dropped = 0;
   std::uint64_t regions_of_unknown_age = 0;  // kept
   std::uint64_t unreadable_headers = 0;      // records whose namespace could not be read: kept, and misses anyway
+  std::uint64_t unreadable_regions = 0;      // a part was asked for, and these may have more of it: kept
+  std::uint64_t read_errors = 0;             // as above: reads that failed
   std::uint64_t freed_bytes = 0;             // blocks given back to the file system
 };
 
@@ -135,6 +137,7 @@ class StoreFiles {
     std::vector<Live> live;           // by region, then page
     std::uint64_t next_sequence = 1;  // above all regions' and records' sequences seen
     std::uint64_t read_errors = 0;
+    std::uint32_t unreadable_regions = 0;
     std::vector<std::string> notes;
   };
 
@@ -142,7 +145,8 @@ class StoreFiles {
       : engine_(engine), directory_(std::move(directory)), superblock_(superblock) {}
 
   // --- inspect.cpp
-  Result<Contents> read_contents(StoreReader& reader);
+  /// `all_may_fail`: not an error when no region's header can be read.
+  Result<Contents> read_contents(StoreReader& reader, bool all_may_fail = false);
   StoreReader reader() { return {engine_, data_.get(), directory_->path_of("data.000"), superblock_}; }
   Result<std::uint64_t> allocated_bytes() const;
   struct RecordHeader {

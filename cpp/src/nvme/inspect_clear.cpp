@@ -48,7 +48,8 @@ Result<ClearReport> StoreFiles::clear(const ClearRequest& request) {
     return Status(Code::kInvalidArgument, "clear: an age and a namespace together; give one");
   }
   StoreReader files = reader();
-  Result<Contents> read = read_contents(files);
+  const bool all = !request.older_than_s && !request.ns;
+  Result<Contents> read = read_contents(files, all);
   if (!read.ok()) return read.status();
   const Contents& contents = *read;
   const Result<std::uint64_t> before = allocated_bytes();
@@ -59,13 +60,13 @@ Result<ClearReport> StoreFiles::clear(const ClearRequest& request) {
   Victims victims;
   victims.whole.resize(contents.regions.size());
   victims.listed.resize(contents.regions.size());
-  const bool all = !request.older_than_s && !request.ns;
   if (all) {
     victims.whole.assign(contents.regions.size(), true);
   } else if (request.older_than_s) {
     const std::uint64_t now = unix_seconds_now();
     for (const FoundRegion& found : contents.found) {
-      if (contents.regions[found.region].contents.next_page == 1) continue;  // clean
+      const RegionContents& listed = contents.regions[found.region].contents;
+      if (listed.next_page == 1 && !listed.read_failed) continue;  // clean
       if (found.opened_unix_s == 0) {
         ++out.regions_of_unknown_age;
       } else if (now - std::min(now, found.opened_unix_s) >= *request.older_than_s) {
@@ -75,7 +76,9 @@ Result<ClearReport> StoreFiles::clear(const ClearRequest& request) {
   } else {
     std::vector<std::pair<std::uint32_t, std::uint32_t>> places;
     std::vector<std::uint32_t> pages_of;
-    // Also what the checkpoint leaves out: a footer would bring it back when the checkpoint is lost.
+    std::vector<bool> in_doubt(contents.regions.size());  // there may be records that nothing showed
+    // Also what the checkpoint leaves out, which a footer would bring back when the checkpoint is lost; and what a footer leaves
+    // out, which a walk would: a clear that ended half-way may have come so far.
     files.read_contents(contents.found, nullptr, [&](const FoundRegion& found, const RegionContents& listed) {
       std::unordered_set<std::uint32_t> known;
       const auto take = [&](const PlacedRecord& record) {
@@ -86,6 +89,12 @@ Result<ClearReport> StoreFiles::clear(const ClearRequest& request) {
       std::for_each(listed.records.begin(), listed.records.end(), take);
       const std::vector<PlacedRecord>& by_checkpoint = contents.regions[found.region].contents.records;
       std::for_each(by_checkpoint.begin(), by_checkpoint.end(), take);  // a walk may have ended before these
+      in_doubt[found.region] = listed.read_failed;
+      if (listed.end != RegionEnd::kWalk) {
+        const RegionContents walked = files.walk_all(found);
+        std::for_each(walked.records.begin(), walked.records.end(), take);
+        in_doubt[found.region] = in_doubt[found.region] || walked.read_failed;
+      }
       victims.listed[found.region] = listed;
     });
     std::vector<std::uint64_t> staying(contents.regions.size());
@@ -101,13 +110,17 @@ Result<ClearReport> StoreFiles::clear(const ClearRequest& request) {
     });
     for (auto at = victims.records.begin(); at != victims.records.end();) {
       const std::uint32_t region = at->first.first;
-      if (staying[region] == 0) {
+      if (staying[region] == 0 && !in_doubt[region]) {
         victims.whole[region] = true;
         at = victims.records.erase(at);
       } else {
         ++at;
       }
     }
+  }
+  if (!all) {
+    out.unreadable_regions = contents.unreadable_regions;
+    out.read_errors = files.read_errors();
   }
   for (const Live& record : contents.live) {
     if (!victims.has(record.extent.region, record.extent.page)) continue;
@@ -132,9 +145,8 @@ Status StoreFiles::clear_all(const Contents& contents) {
   if (data_.valid() && ::ftruncate(data_.get(), 0) != 0) {
     return Status::from_errno(errno, "ftruncate " + directory_->path_of("data.000"));
   }
-  // Nothing but the totals, so that they go on.
-  LMCN_RETURN_IF_ERROR(directory_->remove("index.ckpt"));
-  if (contents.checkpoint.totals.since_unix_s == 0) return {};
+  if (!contents.checkpoint.known) return directory_->remove("index.ckpt");
+  // Nothing but the totals and the day's bytes, so that they go on; until it is replaced the old one has them.
   Result<FileReplacement> file = FileReplacement::create(*directory_, engine_, "index.ckpt");
   if (!file.ok()) return file.status();
   CheckpointWriter writer(*file, [](std::uint64_t) { return Status(); });
@@ -144,6 +156,7 @@ Status StoreFiles::clear_all(const Contents& contents) {
   header.next_region_sequence = header.next_record_sequence = raised.sequence_floor;
   header.totals = contents.checkpoint.totals;
   header.limit_bytes = contents.checkpoint.limit_bytes;
+  header.hours = contents.checkpoint.hours;
   return writer.commit(header);
 }
 
@@ -169,20 +182,23 @@ Status StoreFiles::replace_checkpoint(const Contents& contents, const Victims& v
     ++header.entry_count;
   }
   for (std::uint32_t i = 0; i < old.regions.size(); ++i) {
-    writer.add(i < victims.whole.size() && victims.whole[i] ? CheckpointRegion{} : old.regions[i]);
+    // Sealed and empty: until its header is gone, neither its footer nor a walk is asked.
+    const bool whole = i < victims.whole.size() && victims.whole[i];
+    const Region* region = whole && contents.regions[i].found ? &contents.regions[i] : nullptr;
+    writer.add(region ? CheckpointRegion{region->report.sequence, region->contents.next_page, 1} : old.regions[i]);
   }
   return writer.commit(header);
 }
 
 Status StoreFiles::clear_some(const Contents& contents, Victims& victims) {
+  // Sequences of headers that go must not be lost with them. And behind a torn record there may be whole ones that nothing shows,
+  // in reach of a walk as soon as a record with a lower sequence takes the torn one's place: also when nothing goes now.
+  Superblock raised = superblock_;
+  raised.sequence_floor = std::max(raised.sequence_floor, contents.next_sequence + kSequenceGap);
+  LMCN_RETURN_IF_ERROR(store_superblock(*directory_, engine_, raised));
+  superblock_ = raised;
   const bool any_whole = std::find(victims.whole.begin(), victims.whole.end(), true) != victims.whole.end();
   if (victims.records.empty() && !any_whole) return {};
-  if (any_whole) {  // their headers' sequences must not be lost with them
-    Superblock raised = superblock_;
-    raised.sequence_floor = std::max(raised.sequence_floor, contents.next_sequence + kSequenceGap);
-    LMCN_RETURN_IF_ERROR(store_superblock(*directory_, engine_, raised));
-    superblock_ = raised;
-  }
   LMCN_RETURN_IF_ERROR(replace_checkpoint(contents, victims));
 
   // A footer that is torn here is no footer: the region is walked then.

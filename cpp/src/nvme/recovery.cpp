@@ -109,7 +109,9 @@ void StoreReader::read_contents(std::span<const FoundRegion> found, const Loaded
     const std::vector<io::IoResult> results = read_pages(places, pages);
     for (std::size_t i = 0; i < some.size(); ++i) {
       const bool read = page_of[i] != SIZE_MAX && results[page_of[i]].status("read").ok();
-      sink(some[i], contents_of(some[i], checkpoint, read ? pages.page(page_of[i]) : nullptr));
+      RegionContents contents = contents_of(some[i], checkpoint, read ? pages.page(page_of[i]) : nullptr);
+      contents.read_failed |= page_of[i] != SIZE_MAX && !read;
+      sink(some[i], contents);
     }
   }
 }
@@ -154,7 +156,10 @@ bool StoreReader::read_footer(const FoundRegion& found, const std::byte* last_pa
   }
   PageBuffer pages(trailer.footer_pages);
   const std::uint32_t first_page = region_pages() - trailer.footer_pages;
-  if (!read_now(pages.data(), pages.bytes(), offset_of(found.region, first_page))) return false;
+  if (!read_now(pages.data(), pages.bytes(), offset_of(found.region, first_page))) {
+    contents.read_failed = true;
+    return false;
+  }
   const auto* entries = reinterpret_cast<const FooterEntry*>(pages.data());
   std::memcpy(&trailer, pages.data() + pages.bytes() - sizeof trailer, sizeof trailer);
   if (trailer.checksum != footer_checksum(entries, trailer.record_count, trailer)) return false;
@@ -171,14 +176,36 @@ bool StoreReader::read_footer(const FoundRegion& found, const std::byte* last_pa
   return true;
 }
 
+RegionContents StoreReader::walk_all(const FoundRegion& found) {
+  RegionContents contents;
+  contents.next_page = walk(found, 1, contents);
+  return contents;
+}
+
+// 0: there is no record of this life of the region.
+std::uint64_t StoreReader::record_sequence_at(const FoundRegion& found, std::uint32_t page, RegionContents& contents) {
+  PageBuffer buffer(1);
+  if (!read_now(buffer.data(), kPageBytes, offset_of(found.region, page))) {
+    contents.read_failed = true;
+    return 0;
+  }
+  const SlotHeader& header = *slot_header(buffer.data());
+  const bool holds = check_header(buffer.data(), (region_pages() - 1 - page) * kPageBytes).ok();
+  return holds && header.region_sequence == found.sequence ? header.record_sequence : 0;
+}
+
 // Header page by header page; returns the page after the last record.
 std::uint32_t StoreReader::walk(const FoundRegion& found, std::uint32_t from_page, RegionContents& contents) {
   PageBuffer buffer(1);
   const std::uint32_t end = region_pages() - 1;  // at least one page is the footer's
   std::uint32_t page = from_page;
-  std::uint64_t last_sequence = 0;
+  // What a checkpoint lists comes before, so that leftovers of a torn tail which it was written over are not taken for its heirs.
+  std::uint64_t last_sequence = contents.records.empty() ? 0 : record_sequence_at(found, contents.records.back().page, contents);
   while (page + kMinRecordPages <= end) {
-    if (!read_now(buffer.data(), kPageBytes, offset_of(found.region, page))) break;
+    if (!read_now(buffer.data(), kPageBytes, offset_of(found.region, page))) {
+      contents.read_failed = true;
+      break;
+    }
     const auto* skip = reinterpret_cast<const SkipHeader*>(buffer.data());
     if (skip->magic == kSkipMagic) {
       if (!page_holds(*skip, kSkipMagic) || skip->uuid != superblock_.uuid || skip->region_sequence != found.sequence ||

@@ -40,6 +40,7 @@ struct RegionContents {
   RegionEnd end = RegionEnd::kWalk;
   std::uint32_t next_page = 1;             // the first that no record takes
   std::uint64_t last_record_sequence = 0;  // seen in a footer or on a walk
+  bool read_failed = false;                // so there may be more
 };
 
 class StoreReader {
@@ -54,6 +55,8 @@ class StoreReader {
   /// Those of `found` in the order given; `checkpoint` may be nullptr.
   using ContentsSink = std::function<void(const FoundRegion&, const RegionContents&)>;
   void read_contents(std::span<const FoundRegion> found, const LoadedCheckpoint* checkpoint, const ContentsSink& sink);
+  /// What a walk from the first record finds, whatever a footer says.
+  RegionContents walk_all(const FoundRegion& found);
   /// Reads the page at each (region, page), many at once.
   std::vector<io::IoResult> read_pages(std::span<const std::pair<std::uint32_t, std::uint32_t>> places, PageBuffer& pages);
 
@@ -68,6 +71,7 @@ class StoreReader {
   RegionContents contents_of(const FoundRegion& found, const LoadedCheckpoint* checkpoint, const std::byte* last_page);
   bool read_footer(const FoundRegion& found, const std::byte* last_page, std::uint32_t from_page, RegionContents& contents);
   std::uint32_t walk(const FoundRegion& found, std::uint32_t from_page, RegionContents& contents);
+  std::uint64_t record_sequence_at(const FoundRegion& found, std::uint32_t page, RegionContents& contents);
   bool read_now(std::byte* data, std::uint64_t bytes, std::uint64_t offset);
 
   io::IoEngine& engine_;

@@ -31,3 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader has seen enough. Python must not try again at exit.
         sys.stdout = None
         return 0
+    except KeyboardInterrupt:
+        sys.stderr.write("lmcache-native: interrupted\n")
+        return 130

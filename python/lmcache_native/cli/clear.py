@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from lmcache_native import _native
@@ -11,6 +10,7 @@ from lmcache_native.cli.stores import (
     CANNOT,
     EXIT_CODES,
     OK,
+    PROBLEMS,
     add_path,
     count_of,
     find_stores,
@@ -18,6 +18,7 @@ from lmcache_native.cli.stores import (
     parse_namespace,
     print_json,
     report_error,
+    say,
     size,
 )
 from lmcache_native.errors import LmcacheNativeError
@@ -75,8 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
             code = CANNOT
             continue
         reports.append(report)
+        if (report["unreadable_regions"] or report["read_errors"]) and code == OK:
+            code = PROBLEMS
         if not arguments.json:
-            sys.stdout.write("\n".join(_as_text(report)) + "\n")
+            say("\n".join(_as_text(report)) + "\n")
     if arguments.json:
         print_json({"stores": reports, "records": sum(report.get("records", 0) for report in reports)})
     return code
@@ -95,5 +98,10 @@ def _as_text(report: dict[str, Any]) -> list[str]:
     if report["unreadable_headers"]:
         lines.append(
             f"  {count_of(report['unreadable_headers'], 'chunk')} kept whose header does not hold; they are misses in any case"
+        )
+    if report["unreadable_regions"] or report["read_errors"]:
+        lines.append(
+            f"  PROBLEM {count_of(report['unreadable_regions'], 'region')} cannot be read, "
+            f"{count_of(report['read_errors'], 'read')} failed: some of what was to go may have stayed. Run it again, or clear all"
         )
     return lines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from lmcache_native import _native
@@ -19,6 +18,7 @@ from lmcache_native.cli.stores import (
     find_stores,
     print_json,
     report_error,
+    say,
     size,
     table,
 )
@@ -76,9 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
         print_json({"stores": stores, "total": total})
         return code
     for store in readable:
-        sys.stdout.write("\n".join(_as_text(store, arguments.namespaces, arguments.regions)) + "\n\n")
+        say("\n".join(_as_text(store, arguments.namespaces, arguments.regions)) + "\n\n")
     if len(paths) > 1:
-        sys.stdout.write("\n".join(_total_text(readable, total)) + "\n")
+        say("\n".join(_total_text(readable, total)) + "\n")
     return code
 
 

@@ -19,7 +19,8 @@ EXIT_CODES = "exit codes: 0 done and well, 1 problems found, 2 wrong usage or a 
 BAR_COLUMNS = 40
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_MARKS = ("superblock", "data.000", "LOCK")
+_MARKS = ("superblock", "data.000")
+_MOST_SECONDS = 2**63 - 1
 
 
 def add_path(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +30,8 @@ def add_path(parser: argparse.ArgumentParser) -> None:
 
 def find_stores(path: str) -> list[str]:
     """The store at `path`, or those directly in it, by name. InvalidArgument or NotFound say why there is none."""
+    if not path:
+        raise InvalidArgument("PATH is empty: name a store's directory, or the folder that holds several")
     named = path.rstrip("/") or "/"
     if os.path.islink(named):
         raise InvalidArgument(f"{path} is a symbolic link; name the directory itself")
@@ -51,10 +54,17 @@ def find_stores(path: str) -> list[str]:
 
 
 def _is_store(path: Path) -> bool:
-    try:
-        return path.is_dir() and any((path / mark).exists() for mark in _MARKS)
-    except OSError:
+    if not os.path.isdir(path):
         return False
+    for mark in _MARKS:
+        try:
+            os.stat(path / mark)
+        except PermissionError:
+            return True  # it may be one: opening it says whose it is
+        except OSError:
+            continue
+        return True
+    return False
 
 
 def report_error(error: LmcacheNativeError, as_json: bool) -> int:
@@ -71,8 +81,19 @@ def report_error(error: LmcacheNativeError, as_json: bool) -> int:
     return CANNOT
 
 
+def say(text: str) -> None:
+    """To stdout, at once. A reader that has seen enough (`| head`) changes neither what is done nor the exit code."""
+    if sys.stdout is None:  # as below, or started without one
+        return
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stdout = None  # Python must not try again at exit
+
+
 def print_json(content: object) -> None:
-    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+    say(json.dumps(content, indent=2) + "\n")
 
 
 def parse_age(text: str) -> int:
@@ -80,7 +101,10 @@ def parse_age(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip().lower())
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no age: write a number and s, m, h, d or w, for example 36h or 7d")
-    return int(float(match[1]) * _UNITS_S[match[2]])
+    seconds = float(match[1]) * _UNITS_S[match[2]]
+    if seconds > _MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is longer than {_MOST_SECONDS} s, the longest age")
+    return int(seconds)
 
 
 def parse_namespace(text: str) -> bytes:

@@ -17,6 +17,7 @@ from lmcache_native.cli.stores import (
     find_stores,
     print_json,
     report_error,
+    say,
     size,
 )
 from lmcache_native.errors import LmcacheNativeError
@@ -72,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         if (report["bad"] or report["notes"]) and code == OK:
             code = PROBLEMS
         if not arguments.json:
-            sys.stdout.write("\n".join(_as_text(report)) + "\n")
+            say("\n".join(_as_text(report)) + "\n")
     if arguments.json:
         print_json({"stores": reports, "bad": sum(len(report.get("bad", [])) for report in reports)})
     return code
