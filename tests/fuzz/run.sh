@@ -44,8 +44,11 @@ minimise_one() {
 fuzz_one() {
   local target=$1 log=.build/fuzz/$1.log
   if [[ $target == config ]]; then
+    local scratch
+    scratch=$(mktemp -d)
     mkdir -p .build/fuzz/findings/config
-    LMCN_FUZZ_SECONDS=$seconds .venv/bin/python tests/fuzz/fuzz_config.py -artifact_prefix=.build/fuzz/findings/config/ >"$log" 2>&1
+    TMPDIR=$scratch LMCN_FUZZ_SECONDS=$seconds .venv/bin/python tests/fuzz/fuzz_config.py -artifact_prefix=.build/fuzz/findings/config/ >"$log" 2>&1 &&
+      rm -rf "$scratch"
   else
     mkdir -p ".build/fuzz/corpus/$target" ".build/fuzz/findings/$target"
     "$programs/fuzz_$target" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -malloc_limit_mb=64 -max_len=20000 \
