@@ -26,6 +26,11 @@ if ((${#targets[@]} == 0)); then
   targets+=(config)
 fi
 
+memory=/tmp
+[[ -w /dev/shm ]] && memory=/dev/shm
+TMPDIR=$(mktemp -d -p "$memory" lmcn_fuzz_XXXXXX)
+export TMPDIR
+trap 'rm -rf "$TMPDIR"' EXIT
 seeds=.build/fuzz/seeds
 "$programs/make_corpus" "$seeds"
 
@@ -44,11 +49,8 @@ minimise_one() {
 fuzz_one() {
   local target=$1 log=.build/fuzz/$1.log
   if [[ $target == config ]]; then
-    local scratch
-    scratch=$(mktemp -d)
     mkdir -p .build/fuzz/findings/config
-    TMPDIR=$scratch LMCN_FUZZ_SECONDS=$seconds .venv/bin/python tests/fuzz/fuzz_config.py -artifact_prefix=.build/fuzz/findings/config/ >"$log" 2>&1 &&
-      rm -rf "$scratch"
+    LMCN_FUZZ_SECONDS=$seconds .venv/bin/python tests/fuzz/fuzz_config.py -artifact_prefix=.build/fuzz/findings/config/ >"$log" 2>&1
   else
     mkdir -p ".build/fuzz/corpus/$target" ".build/fuzz/findings/$target"
     "$programs/fuzz_$target" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -malloc_limit_mb=64 -max_len=20000 \
