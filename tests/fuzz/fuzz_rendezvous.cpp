@@ -30,10 +30,8 @@ constexpr std::size_t kMaxDescriptors = 3;
 class Owner {
  public:
   Owner() {
-    char name[] = "/tmp/lmcn_fuzz_XXXXXX";
-    require(::mkdtemp(name) != nullptr, "mkdtemp");
-    directory_ = name;
-    ::setenv("LMCN_RUNTIME_DIR", name, 1);
+    directory_ = make_directory();
+    ::setenv("LMCN_RUNTIME_DIR", directory_.c_str(), 1);
     memfd_.reset(::memfd_create("lmcn_fuzz", MFD_CLOEXEC));
     require(memfd_.valid() && ::ftruncate(memfd_.get(), kArenaBytes) == 0, "memfd");
     auto owner = RendezvousOwner::listen("fuzz", memfd_.get(), {kArenaBytes, kRankBytes, kRanks, 1}, [this](std::uint32_t) {

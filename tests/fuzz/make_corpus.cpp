@@ -50,6 +50,9 @@ void make_checkpoint(const std::filesystem::path& root) {
   corpus.add("cut", {0}, std::span(whole).first(whole.size() - 16));
   // Sealed and open regions with entries, short form: (form, key, page, pages).
   corpus.add("built", {4, 0, 4, 1, 13, 0, 7, 1, 1, 0, 0, 0, 0, 1, 4, 0, 1, 5, 3, 1, 2, 1, 3, 2, 3, 1, 4});
+  corpus.add("built-over-the-end", {4, 0, 1, 1, 200, 0, 1, 1, 14});
+  corpus.add("built-over-what-is-known", {4, 0, 1, 1, 8, 0, 1, 1, 12});
+  corpus.add("built-overlapping", {4, 0, 1, 1, 13, 0, 1, 1, 4, 0, 2, 3, 4});
   corpus.add("built-sequences", {4, 3, 1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8, 2, 2, 1, 0, 9, 0, 5});
 }
 
@@ -66,6 +69,8 @@ void make_footer(const std::filesystem::path& root) {
   corpus.add("with-checkpoint", {32 | 16}, tail(small.files.data, 2 * small_end, kPageBytes));
   corpus.add("built", {4, 1, 0, 0, 1, 0, 2, 16, 3});
   corpus.add("built-after-checkpoint", {4 | 16 | 32, 1, 0, 0, 1, 0, 2, 16, 3});
+  corpus.add("built-over-the-end", {4, 1, 0, 2, 1, 20, 0, 0, 0});
+  corpus.add("built-overlapping", {4, 1, 0, 0, 0, 1, 1, 2, 0, 0, 0});
   Bytes many;
   for (int i = 0; i < 120; ++i) many.insert(many.end(), {std::byte{0}, std::byte(i)});
   corpus.add("built-many", {4 | 8, 1, 0}, many);
@@ -82,6 +87,9 @@ void make_region(const std::filesystem::path& root) {
   corpus.add("twice-one-sequence", {0, 1, 16, 0, 0, 0, 0, 1, 48, 0, 0, 1, 0});
   corpus.add("skip", {0, 2, 33, 0, 2, 4});
   corpus.add("slot", {0, 3, 33, 0, 2, 1, 0, 0, 1, 9, 0, 16});
+  corpus.add("skip-over-the-end", {0, 2, 33, 0, 2, 40, 3, 73, 0, 2, 1, 0, 0, 1, 9, 0, 16});
+  corpus.add("slot-over-the-end", {0, 3, 33, 0, 2, 1, 0, 0, 0, 9, 0, 0xF0});
+  corpus.add("slot-of-another-region", {0, 3, 33, 0, 1, 1, 0, 0, 0, 9, 0, 16});
   corpus.add("copy", {0, 4, 36, 0, 33, 0});
 }
 

@@ -26,6 +26,11 @@ if ((${#targets[@]} == 0)); then
   targets+=(config)
 fi
 
+memory=/tmp
+[[ -w /dev/shm ]] && memory=/dev/shm
+TMPDIR=$(mktemp -d -p "$memory" lmcn_fuzz_XXXXXX)
+export TMPDIR
+trap 'rm -rf "$TMPDIR"' EXIT
 seeds=.build/fuzz/seeds
 "$programs/make_corpus" "$seeds"
 

@@ -59,12 +59,7 @@ bool payload_is_of(const std::byte* image, std::uint32_t id) {
 // One for the process, in memory.
 class Scratch {
  public:
-  Scratch() {
-    const char* parent = ::access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
-    std::string name = std::string(parent) + "/lmcn_fuzz_XXXXXX";
-    require(::mkdtemp(name.data()) != nullptr, "mkdtemp " + name);
-    path_ = name;
-  }
+  Scratch() { path_ = make_directory(); }
   ~Scratch() {
     std::error_code ignored;
     std::filesystem::remove_all(path_, ignored);
@@ -286,6 +281,14 @@ MadeStore make_store(std::uint32_t region_pages, std::uint64_t payload_bytes) {
 
 void require(bool holds, const std::string& what) {
   if (!holds) throw DoesNotHold(what);
+}
+
+std::string make_directory() {
+  const char* const given = ::getenv("TMPDIR");
+  const std::string parent = given != nullptr ? given : ::access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
+  std::string name = parent + "/lmcn_fuzz_XXXXXX";
+  require(::mkdtemp(name.data()) != nullptr, "mkdtemp " + name);
+  return name;
 }
 
 ChunkKey key_of(std::uint32_t id) {

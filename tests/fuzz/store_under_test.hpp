@@ -23,6 +23,9 @@ struct DoesNotHold : std::logic_error {
 };
 void require(bool holds, const std::string& what);
 
+/// A new directory, in $TMPDIR or in memory. A fuzzer that ends by itself leaves it behind; run.sh removes all it gave TMPDIR for.
+std::string make_directory();
+
 ChunkKey key_of(std::uint32_t id);
 NamespaceId store_namespace();
 
