@@ -138,7 +138,7 @@ struct CheckpointHeader {
   std::uint8_t reserved1[kPageChecksumOffset - 2048 - sizeof(WriteWindow::Hours)];
   std::uint64_t checksum;
 };
-static_assert(sizeof(WriteWindow::Hours) == 200 && offsetof(CheckpointHeader, hours) == 2048);
+static_assert(sizeof(WriteWindow::Hours) == 208 && offsetof(CheckpointHeader, hours) == 2048);
 static_assert(sizeof(CheckpointHeader) == kPageBytes);
 static_assert(offsetof(CheckpointHeader, epoch) == 32 && offsetof(CheckpointHeader, entry_count) == 56);
 static_assert(offsetof(CheckpointHeader, region_count) == 64 && offsetof(CheckpointHeader, body_checksum) == 72);

@@ -203,7 +203,8 @@ class Log final : public RegionLog {
 
   InFlight in_flight_;
   WriteWindow written_;
-  std::atomic<std::uint64_t> appends_{0}, reads_{0};  // under way
+  bool counts_since_checkpoint_ = false;                // recovery only
+  std::atomic<std::uint64_t> appends_{0}, reads_{0};    // under way
   std::chrono::steady_clock::time_point last_check_{};  // thread of check_deadlines() only
   std::atomic<bool> quarantined_{false};
   std::atomic<bool> closed_{false};

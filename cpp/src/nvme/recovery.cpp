@@ -251,6 +251,7 @@ Status Log::recover() {
   totals_before_ = file.totals;
   written_.restore(file.hours, static_cast<std::int64_t>(unix_seconds_now()));
   if (totals_before_.since_unix_s == 0) totals_before_.since_unix_s = unix_seconds_now();
+  counts_since_checkpoint_ = file.loaded.has_value();
   if (file.loaded) {
     next_region_sequence_ = std::max(next_region_sequence_, file.loaded->header.next_region_sequence);
     next_record_sequence_ = std::max(next_record_sequence_, file.loaded->header.next_record_sequence);
@@ -340,7 +341,11 @@ void Log::recover_region(const FoundRegion& found, const RegionContents& content
   r.state = RegionState::kSealed;
   r.footer_missing = contents.end == RegionEnd::kWalk;
   r.next_page = r.settled_pages = contents.next_page;
-  std::uint64_t live_bytes = 0;
+  std::uint64_t live_bytes = 0, since_checkpoint = 0;
+  for (std::size_t i = contents.from_checkpoint; i < contents.records.size(); ++i)
+    since_checkpoint += contents.records[i].pages * kPageBytes;
+  // The checkpoint's count of the day's writes ends where its records do.
+  if (counts_since_checkpoint_) written_.add(since_checkpoint);
   for (const PlacedRecord& record : contents.records) {
     recovered_.push_back({record.key, Extent{found.region, record.page, record.pages}, record.hits});
     live_bytes += record.pages * kPageBytes;

@@ -40,15 +40,18 @@ std::uint64_t WriteWindow::last_day_bytes(Clock::time_point now) const {
 WriteWindow::Hours WriteWindow::saved(std::int64_t now_unix_s, Clock::time_point now) const {
   std::lock_guard lock(mutex_);
   roll(now);
-  return {.saved_unix_s = now_unix_s, .bytes = bytes_};
+  return {.began_unix_s = now_unix_s - std::chrono::duration_cast<std::chrono::seconds>(now - hour_began_).count(),
+          .bytes = bytes_};
 }
 
 void WriteWindow::restore(const Hours& hours, std::int64_t now_unix_s, Clock::time_point now) {
-  if (hours.saved_unix_s == 0) return;
+  if (hours.began_unix_s == 0) return;
   std::array<std::uint64_t, kHours> bytes = hours.bytes;
-  shift(bytes, static_cast<std::uint64_t>(std::max<std::int64_t>(0, now_unix_s - hours.saved_unix_s)) / 3600);
+  const std::chrono::seconds passed(std::max<std::int64_t>(0, now_unix_s - hours.began_unix_s));
+  shift(bytes, static_cast<std::uint64_t>(passed / kHour));
   std::lock_guard lock(mutex_);
   roll(now);
+  hour_began_ = std::min(hour_began_, now - passed % kHour);
   for (std::size_t i = 0; i < kHours; ++i) bytes_[i] += bytes[i];
 }
 

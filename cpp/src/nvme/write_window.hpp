@@ -9,21 +9,21 @@
 namespace lmcn::nvme {
 
 /// Any thread. Time is the steady clock's: a wall clock that is set backwards or forwards forgets and keeps nothing. The wall clock
-/// is asked once, for how long ago the last process saved() its hours.
+/// is asked once, for how long ago the last process began its last hour.
 class WriteWindow {
  public:
-  static constexpr std::size_t kHours = 24;
+  static constexpr std::size_t kHours = 25;  // so that the oldest is forgotten 24 to 25 hours after it was written, never sooner
   using Clock = std::chrono::steady_clock;
   struct Hours {
-    std::int64_t saved_unix_s = 0;              // 0: never
-    std::array<std::uint64_t, kHours> bytes{};  // [0]: the hour under way then
+    std::int64_t began_unix_s = 0;  // of the hour under way, [0]; 0: never saved
+    std::array<std::uint64_t, kHours> bytes{};
   };
 
   void add(std::uint64_t bytes, Clock::time_point now = Clock::now());
   std::uint64_t last_day_bytes(Clock::time_point now = Clock::now()) const;
 
   Hours saved(std::int64_t now_unix_s, Clock::time_point now = Clock::now()) const;
-  /// Adds what an earlier process wrote. A time of saving in the future counts as now.
+  /// Adds what an earlier process wrote. A time in the future counts as now.
   void restore(const Hours& hours, std::int64_t now_unix_s, Clock::time_point now = Clock::now());
 
  private:

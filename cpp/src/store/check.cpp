@@ -13,7 +13,11 @@ void StoreCore::start_check(SlotId id, bool take) {
   SlotRecord& record = slots[id];
   ++record.pins;
   ++checks_in_flight;
-  if (!take) ++record.checks_wanted;
+  if (take) {
+    ++checksums_in_flight;
+  } else {
+    ++record.checks_wanted;
+  }
   Promotion check;
   check.kind = take ? Promotion::Kind::kTakeChecksum : Promotion::Kind::kCompareChecksum;
   check.slot = id;
@@ -26,13 +30,14 @@ void StoreCore::start_check(SlotId id, bool take) {
 void StoreCore::run_check(const Promotion& check) {
   LMCN_SEQ_POINT("store.before_check");
   const std::uint64_t found = checksum64(arena->base() + check.offset + kPageBytes, check.payload_bytes);
-  bool writes_behind = false;
   {
     std::lock_guard lock(mu);
     SlotRecord& record = slots[check.slot];
     if (check.kind == Promotion::Kind::kTakeChecksum) {
+      --checksums_in_flight;
       record.checksum = found;
-      if (record.entry != kNoEntry) writes_behind = offer_to_nvme(record.entry, false);
+      record.has_checksum = true;
+      if (record.entry != kNoEntry) static_cast<void>(offer_to_nvme(record.entry, false));
     } else {
       ++record.checks_done;
       if (record.checksum != found && record.entry != kNoEntry) {
@@ -46,7 +51,7 @@ void StoreCore::run_check(const Promotion& check) {
     changed();
   }
   promoted_cv.notify_all();
-  if (writes_behind) keeper_cv.notify_one();
+  if (check.kind == Promotion::Kind::kTakeChecksum) keeper_cv.notify_one();  // flush() waits for it, too
 }
 
 }  // namespace lmcn

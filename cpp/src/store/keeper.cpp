@@ -12,7 +12,7 @@ namespace {
 
 constexpr std::uint64_t kMaxDemotionsInFlight = 8;
 constexpr auto kTick = std::chrono::milliseconds(500);
-constexpr auto kFullRetry = std::chrono::milliseconds(2);        // while the log prepares a region
+constexpr auto kFullRetry = std::chrono::milliseconds(2);  // while the log prepares a region
 constexpr auto kCheckpointEvery = std::chrono::seconds(30);
 constexpr std::uint64_t kRegisterPieceBytes = 256ULL << 20;  // I/O waits meanwhile: about 30 ms with 4 KiB pages
 constexpr std::uint64_t kRegisterPieces = 1000;              // the ring's table has 1024 places
@@ -36,7 +36,8 @@ bool StoreCore::offer_to_nvme(EntryId id, bool touched, bool again) {
   if (!log || !nvme_ready()) return false;
   const Entry& entry = index.entry(id);
   if (on_nvme(entry) || (entry.flags & (kDirty | kWriting)) != 0) return false;
-  if (entry.extent.valid()) drop_extent(id);  // on a path that is lost
+  if (verify_all && !slots[entry.host_slot].has_checksum) return false;  // offered when it has one
+  if (entry.extent.valid()) drop_extent(id);                             // on a path that is lost
   const Admission::Offer offer{
       .bytes = slots[entry.host_slot].slot.bytes,
       .touched = touched,
@@ -71,7 +72,7 @@ void StoreCore::keeper_loop(std::stop_token stop) {
   Clock::time_point next_tick = Clock::now() + kTick;
   Clock::time_point next_checkpoint = Clock::now() + kCheckpointEvery;
   std::unique_lock lock(mu);
-  const auto drained = [&] { return dirty_queue.empty() && live_demotions() == 0; };
+  const auto drained = [&] { return dirty_queue.empty() && checksums_in_flight == 0 && live_demotions() == 0; };
   while (!stop.stop_requested()) {
     const bool full = log_full_since != Clock::time_point{} && !dirty_queue.empty();
     keeper_cv.wait_until(lock, full ? std::min(next_tick, Clock::now() + kFullRetry) : next_tick, [&] {
@@ -94,7 +95,8 @@ void StoreCore::keeper_loop(std::stop_token stop) {
       Status written = write_checkpoint();
       lock.lock();
       if (!written.ok()) {
-        ++counters.write_errors;
+        // One that has no room is no error: open() then reads footers.
+        if (written.code() != Code::kResourceExhausted) ++counters.write_errors;
         log_changed = true;
       }
       checkpoint_due = false;
@@ -285,6 +287,11 @@ Status StoreCore::write_checkpoint() {
     if (clear_epoch != epoch) return Status();  // the log is about to be cleared too
   }
   lock.unlock();
+  constexpr std::uint64_t kEntryBytes = 48, kHeaderBytes = 4096, kRegionEntries = 16 * 1024;
+  const std::uint64_t bytes = entries.size() * kEntryBytes + kHeaderBytes + kRegionEntries;
+  if (log->last_day_bytes() + bytes > daily_bytes) {
+    return {Code::kResourceExhausted, "no checkpoint: the day's limit of " + std::to_string(daily_bytes) + " bytes is spent"};
+  }
   return log->checkpoint([&](const nvme::RegionLog::EntrySink& sink) {
     for (const auto& [key, extent, hits] : entries) sink(key, extent, hits);
   });

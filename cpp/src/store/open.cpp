@@ -1,11 +1,13 @@
 #include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <iterator>
-#include <limits>
 #include <numeric>
+#include <set>
 #include <unordered_map>
 
 #include "memory/numa.hpp"
@@ -16,11 +18,25 @@
 namespace lmcn {
 namespace {
 
+constexpr std::uint64_t kMetadataPart = 16;  // of a day's writes
 constexpr std::uint64_t kMinHostBytes = 4ULL << 20;
 constexpr std::uint64_t kDefaultMaxPayloadBytes = 64ULL << 20;
 
 Status bad(const std::string& field, const std::string& value, const std::string& right) {
   return Status(Code::kInvalidArgument, field + "=" + value + ": " + right);
+}
+
+/// Of the file systems that the directories are on, each once.
+std::uint64_t file_system_bytes(const std::vector<std::string>& directories) {
+  std::set<dev_t> seen;
+  std::uint64_t sum = 0;
+  for (const std::string& directory : directories) {
+    struct stat found{};
+    struct statvfs sizes{};
+    if (::stat(directory.c_str(), &found) != 0 || ::statvfs(directory.c_str(), &sizes) != 0) continue;  // a path that was left out
+    if (seen.insert(found.st_dev).second) sum += std::uint64_t{sizes.f_blocks} * sizes.f_frsize;
+  }
+  return sum;
 }
 
 bool path_is_wrong(const Status& status) {
@@ -145,8 +161,10 @@ Status StoreCore::open_nvme() {
   }
   log = std::move(opened).value();
   for (const std::string& line : log->notes()) engine_note += "; " + line;
-  const std::uint64_t daily = options.nvme_daily_bytes != 0 ? options.nvme_daily_bytes : log->stats().file_system_bytes;
-  admission = std::make_unique<Admission>(parse_admission_mode(options.admission).value(), daily);
+  daily_bytes = options.nvme_daily_bytes != 0 ? options.nvme_daily_bytes : file_system_bytes(options.directories);
+  // Headers, footers and checkpoints are written too.
+  admission =
+      std::make_unique<Admission>(parse_admission_mode(options.admission).value(), daily_bytes - daily_bytes / kMetadataPart);
   forgotten_paths = log->lost_paths();
   log->adopt([this](const nvme::RecoveredRecord& record) {
     const EntryId id = index.insert(record.key);

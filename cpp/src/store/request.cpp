@@ -288,8 +288,9 @@ Result<ReadLease> RequestImpl::acquire(std::span<const ChunkKey> keys, bool for_
     const EntryId id = core_.index.find(key);
     const bool there = id != kNoEntry && core_.index.entry(id).host == HostState::kReady;
     const auto item = there && core_.verify_all ? item_of_.find(key) : item_of_.end();
-    const bool checked = !core_.verify_all ||
-                         (item != item_of_.end() && items_[item->second].pinned == core_.index.entry(id).host_slot && check_passed(items_[item->second]));
+    const bool checked =
+        !core_.verify_all || (item != item_of_.end() && items_[item->second].pinned == core_.index.entry(id).host_slot &&
+                              check_passed(items_[item->second]));
     if (!there || !checked) {
       return Status(Code::kNotFound, "chunk " + key.to_hex() + ": not in host memory (look it up again)");
     }

@@ -48,7 +48,7 @@ StoreStats StoreCore::stats() const {
   s.nvme_paths = log ? options.directories.size() : 0;
   s.nvme_lost_paths = log ? static_cast<std::uint64_t>(std::popcount(log->lost_paths())) : 0;
   s.nvme_day_bytes = log ? log->last_day_bytes() : 0;
-  s.nvme_day_limit_bytes = log ? admission->budget_bytes() : 0;
+  s.nvme_day_limit_bytes = log ? daily_bytes : 0;
   s.nvme_dirty_bytes = dirty_bytes;
   s.promotions_in_flight = promotions_in_flight;
   s.requests = requests.size();

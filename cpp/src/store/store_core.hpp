@@ -51,6 +51,7 @@ struct SlotRecord {
   bool quarantined = false;  // waits for worker words; listed in StoreCore::quarantine
   // verify=all (check.cpp)
   std::uint64_t checksum = 0;  // of the payload as it was published
+  bool has_checksum = false;
   std::uint32_t checks_wanted = 0, checks_done = 0;
 };
 
@@ -140,8 +141,8 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   };
   void mark_dirty(EntryId id, bool again = false);                   // mu held
   bool offer_to_nvme(EntryId id, bool touched, bool again = false);  // mu held; true: the keeper has work
-  std::uint64_t max_demotions() const;   // mu held
-  std::uint64_t live_demotions() const;  // mu held; without those that a lost path owes an answer
+  std::uint64_t max_demotions() const;                               // mu held
+  std::uint64_t live_demotions() const;                              // mu held; without those that a lost path owes an answer
   void keeper_loop(std::stop_token stop);
   void tick(std::unique_lock<std::mutex>& lock);
   void clear_log(std::unique_lock<std::mutex>& lock);
@@ -187,6 +188,7 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   ChunkIndex index;
   std::unique_ptr<EvictionPolicy> policy;
   std::unique_ptr<Admission> admission;  // with the log
+  std::uint64_t daily_bytes = 0;         // hard limit of a day's writes; the part for chunks is Admission's
   std::deque<SlotRecord> slots;          // deque: references stay valid
   std::vector<SlotId> free_slot_ids;
   std::vector<SlotId> quarantine;
@@ -195,9 +197,10 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
 
   std::deque<Promotion> promote_queue;
   std::uint64_t promotions_in_flight = 0;
-  std::uint64_t checks_in_flight = 0;   // each pins its slot
-  std::condition_variable promote_cv;   // work for the promoter
-  std::condition_variable promoted_cv;  // a promotion ended
+  std::uint64_t checks_in_flight = 0;     // each pins its slot
+  std::uint64_t checksums_in_flight = 0;  // of those, what was published and is offered to NVMe afterwards
+  std::condition_variable promote_cv;     // work for the promoter
+  std::condition_variable promoted_cv;    // a promotion ended
 
   std::deque<DirtyItem> dirty_queue;
   std::uint64_t dirty_bytes = 0;  // queued and under way
@@ -208,10 +211,10 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
     std::vector<SlotId> slots;  // pinned until the region is reclaimed
   };
   std::map<std::uint32_t, Evacuation> evacuations;  // by region
-  bool maintenance_due = false;                              // before the next tick
-  std::uint32_t forgotten_paths = 0;                         // of log->lost_paths(): their extents are gone from the index
-  bool log_changed = false;                                  // since the last checkpoint
-  std::uint64_t checkpoints_wanted = 0;                      // tickets of flush()
+  bool maintenance_due = false;                     // before the next tick
+  std::uint32_t forgotten_paths = 0;                // of log->lost_paths(): their extents are gone from the index
+  bool log_changed = false;                         // since the last checkpoint
+  std::uint64_t checkpoints_wanted = 0;             // tickets of flush()
   std::uint64_t checkpoints_written = 0;
   bool checkpoint_due = false;  // no append is started until it is written
   Status last_checkpoint;

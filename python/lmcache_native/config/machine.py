@@ -124,5 +124,11 @@ def engine_nvme_bytes(config: NativeConfig, engines: int) -> int:
 
 
 def engine_daily_bytes(config: NativeConfig, engines: int) -> int:
-    """One engine's share of the day's writes; 0 and UNLIMITED stay."""
-    return config.nvme_daily_bytes if config.nvme_daily_bytes in (0, UNLIMITED) else max(1, config.nvme_daily_bytes // engines)
+    """One engine's share of the day's writes; UNLIMITED stays. Without a limit in the configuration: what the file systems hold."""
+    if config.nvme_daily_bytes == UNLIMITED:
+        return UNLIMITED
+    total = config.nvme_daily_bytes
+    if total == 0:
+        places = {place.stat().st_dev: place for place in map(_existing, config.directories)}
+        total = sum(shutil.disk_usage(place).total for place in places.values())
+    return max(1, total // engines) if total else 0

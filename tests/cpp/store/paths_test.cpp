@@ -16,7 +16,7 @@ class Paths : public StoreTest {
     options.region_bytes = 4 << 20;
     wrap_engine = [this](std::unique_ptr<io::IoEngine> inner) {
       auto wrapped = std::make_unique<io::FaultyEngine>(std::move(inner));
-      faulty = wrapped.get();
+      faulty.push_back(wrapped.get());
       return wrapped;
     };
   }
@@ -35,16 +35,7 @@ class Paths : public StoreTest {
     const EntryId id = store->index.find(key(i));
     return id == kNoEntry || !store->index.entry(id).extent.valid() ? 99 : nvme::path_of(store->index.entry(id).extent);
   }
-  int fd_of(int i) const {
-    for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
-      std::error_code error;
-      const std::filesystem::path target = std::filesystem::read_symlink(entry.path(), error);
-      if (!error && target == std::filesystem::path(path(i)) / "data.000") return std::stoi(entry.path().filename().string());
-    }
-    return -1;
-  }
-
-  io::FaultyEngine* faulty = nullptr;
+  std::vector<io::FaultyEngine*> faulty;  // by path
 };
 
 TEST_F(Paths, ChunksAreStripedAndFoundAgain) {
@@ -83,7 +74,7 @@ TEST_F(Paths, OneThatFailsIsQuarantinedAndTheOthersGoOn) {
   std::vector<int> lost, kept;
   for (int i = 0; i < 30; ++i) (path_holding(i) == 1 ? lost : kept).push_back(i);
   ASSERT_EQ(lost.size(), 10u);
-  faulty->add(io::Fault::fail_with(EIO).of_fd(fd_of(1)));
+  faulty[1]->add(io::Fault::fail_with(EIO));
   put_all(30, 60);
   flush();
   EXPECT_EQ(store->stats().nvme_lost_paths, 1u);
@@ -101,6 +92,26 @@ TEST_F(Paths, OneThatFailsIsQuarantinedAndTheOthersGoOn) {
   flush();
   EXPECT_NE(path_holding(lost[0]), 1u);
   EXPECT_NE(path_holding(lost[0]), 99u);
+}
+
+TEST_F(Paths, OneThatNeverAnswersHoldsUpNoOther) {
+  options.nvme_io_timeout = 100ms;
+  open();
+  put_all(0, 30);
+  flush();
+  faulty[1]->add(io::Fault::hold());
+  put_all(30, 70);
+  ASSERT_TRUE(faulty[1]->wait_withheld(1));
+  const auto until = Clock::now() + 30s;
+  while (store->stats().nvme_lost_paths == 0 && Clock::now() < until) std::this_thread::yield();
+  EXPECT_EQ(store->stats().nvme_lost_paths, 1u) << "and no other";
+  put_all(70, 100);
+  flush();
+  for (int i = 70; i < 100; ++i) EXPECT_TRUE(path_holding(i) == 0 || path_holding(i) == 2) << i;
+  evict_all(1000);
+  EXPECT_EQ(get(99), "hit");
+  faulty[1]->clear();
+  faulty[1]->release();
 }
 
 TEST_F(Paths, OneThatIsNotThereAtStartIsLeftOut) {

@@ -93,8 +93,9 @@ class StatsReporter:
     def report(self, store: Store) -> Any:
         """Also says once in the log when NVMe went out of use since the last call."""
         snapshot = store.stats()
-        if snapshot["nvme_quarantined"] and not self._last.get("nvme_quarantined"):
-            logger.warning("%s; the engine goes on with host memory", store.nvme_warning)
+        if snapshot["nvme_lost_paths"] > self._last.get("nvme_lost_paths", 0):
+            left = "host memory" if snapshot["nvme_quarantined"] else "the others"
+            logger.warning("%s; the engine goes on with %s", store.nvme_warning, left)
         stats = compat.OffloadingConnectorStats()
         for tier, field in (("host", "hits_host"), ("nvme", "hits_nvme")):
             self._count(stats, _HITS, snapshot, field, (tier,))
