@@ -513,3 +513,14 @@ def test_a_process_may_exit_with_everything_open(tmp_path: Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+def test_several_directories(tmp_path: Path) -> None:
+    for directory in ([tmp_path / "a", str(tmp_path / "b")], (tmp_path / "a", tmp_path / "b")):
+        with native.Store(host_bytes=8 << 20, max_payload_bytes=1 << 20, directory=directory, nvme_bytes=256 << 20) as store:
+            assert store.stats()["nvme_paths"] == 2
+            store.put(b"key", b"x" * 4096)
+            store.flush(30.0)
+    for wrong in (7, [7], object()):
+        with pytest.raises(native.InvalidArgument, match="directory"):
+            native.Store(host_bytes=8 << 20, directory=wrong, nvme_bytes=256 << 20)  # type: ignore[arg-type]
