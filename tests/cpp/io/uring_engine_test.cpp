@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstdio>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -253,8 +254,9 @@ TEST(UringFork, NoChildHasARingForkedAtWhateverMoment) {
       int rings = 0;
       for (int fd = 0; fd < 1024; ++fd) {
         char target[64] = {};
-        const std::string link = "/proc/self/fd/" + std::to_string(fd);
-        if (::readlink(link.c_str(), target, sizeof target - 1) > 0 && std::string_view(target) == "anon_inode:[io_uring]") ++rings;
+        char link[32];  // no allocation: another thread may have held its locks at the fork
+        std::snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+        if (::readlink(link, target, sizeof target - 1) > 0 && std::string_view(target) == "anon_inode:[io_uring]") ++rings;
       }
       ::_exit(rings);
     }
