@@ -7,13 +7,10 @@ from typing import Any
 
 from lmcache_native import _native
 from lmcache_native.cli.stores import (
-    CANNOT,
     EXIT_CODES,
-    OK,
-    PROBLEMS,
     add_path,
     count_of,
-    find_stores,
+    over_stores,
     parse_age,
     parse_namespace,
     print_json,
@@ -55,31 +52,17 @@ def add_to(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    reports: list[dict[str, Any]] = []
-    code = OK
-    try:
-        paths = find_stores(arguments.path)
-    except LmcacheNativeError as error:
-        return report_error(error, arguments.json)
-    for path in paths:
-        try:
-            report = {
-                "path": path,
-                **_native.clear_store(path, older_than_s=arguments.older_than, namespace=arguments.namespace),
-            }
-        except LmcacheNativeError as error:
-            if len(paths) == 1:
-                return report_error(error, arguments.json)
-            if not arguments.json:
-                report_error(error, False)
-            reports.append({"path": path, "error": {"code": error.code, "message": str(error)}})
-            code = CANNOT
-            continue
-        reports.append(report)
-        if (report["unreadable_regions"] or report["read_errors"]) and code == OK:
-            code = PROBLEMS
+    def work(path: str) -> tuple[dict[str, Any], bool]:
+        cleared = _native.clear_store(path, older_than_s=arguments.older_than, namespace=arguments.namespace)
+        report = {"path": path, **cleared}
         if not arguments.json:
             say("\n".join(_as_text(report)) + "\n")
+        return report, bool(report["unreadable_regions"] or report["read_errors"])
+
+    try:
+        reports, code = over_stores(arguments, work)
+    except LmcacheNativeError as error:
+        return report_error(error, arguments.json)
     if arguments.json:
         print_json({"stores": reports, "records": sum(report.get("records", 0) for report in reports)})
     return code

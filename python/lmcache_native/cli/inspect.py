@@ -7,15 +7,12 @@ from typing import Any
 
 from lmcache_native import _native
 from lmcache_native.cli.stores import (
-    CANNOT,
     EXIT_CODES,
-    OK,
-    PROBLEMS,
     add_path,
     age,
     bars,
     count_of,
-    find_stores,
+    over_stores,
     print_json,
     report_error,
     say,
@@ -48,28 +45,16 @@ def add_to(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    stores: list[dict[str, Any]] = []
-    code = OK
-    try:
-        paths = find_stores(arguments.path)
-    except LmcacheNativeError as error:
-        return report_error(error, arguments.json)
-    for path in paths:
-        try:
-            found = _native.inspect_store(path, arguments.namespaces)
-        except LmcacheNativeError as error:
-            if len(paths) == 1:
-                return report_error(error, arguments.json)
-            if not arguments.json:
-                report_error(error, False)
-            stores.append({"path": path, "error": {"code": error.code, "message": str(error)}})
-            code = CANNOT
-            continue
+    def work(path: str) -> tuple[dict[str, Any], bool]:
+        found = _native.inspect_store(path, arguments.namespaces)
         found["write_amplification"] = write_amplification(found["totals"])
         found["problems"] = problems_of(found)
-        stores.append(found)
-        if found["problems"] and code == OK:
-            code = PROBLEMS
+        return found, bool(found["problems"])
+
+    try:
+        stores, code = over_stores(arguments, work)
+    except LmcacheNativeError as error:
+        return report_error(error, arguments.json)
     readable = [store for store in stores if "error" not in store]
     total = {name: sum(store[name] for store in readable) for name in _SUMS}
     if arguments.json:
@@ -77,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         return code
     for store in readable:
         say("\n".join(_as_text(store, arguments.namespaces, arguments.regions)) + "\n\n")
-    if len(paths) > 1:
+    if len(stores) > 1:
         say("\n".join(_total_text(readable, total)) + "\n")
     return code
 

@@ -7,8 +7,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lmcache_native.errors import FormatVersion, InvalidArgument, LmcacheNativeError, Locked, NotFound
 
@@ -51,6 +52,30 @@ def find_stores(path: str) -> list[str]:
     if links:
         raise InvalidArgument(f"{links[0]} is a symbolic link; name the directory itself")
     return [str(entry) for entry in below]
+
+
+def over_stores(
+    arguments: argparse.Namespace, work: Callable[[str], tuple[dict[str, Any], bool]]
+) -> tuple[list[dict[str, Any]], int]:
+    """`work` on each store at arguments.path: its report, and whether there are problems. Returns the reports and the exit code. Of
+    several stores, one that cannot be had has {"path", "error"} for a report; the error of the only one is raised."""
+    reports: list[dict[str, Any]] = []
+    code = OK
+    paths = find_stores(arguments.path)
+    for path in paths:
+        try:
+            report, problems = work(path)
+        except LmcacheNativeError as error:
+            if len(paths) == 1:
+                raise
+            if not arguments.json:
+                report_error(error, False)
+            report, problems = {"path": path, "error": {"code": error.code, "message": str(error)}}, False
+            code = CANNOT
+        reports.append(report)
+        if problems and code == OK:
+            code = PROBLEMS
+    return reports, code
 
 
 def _is_store(path: Path) -> bool:

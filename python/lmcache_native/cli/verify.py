@@ -8,13 +8,10 @@ from typing import Any
 
 from lmcache_native import _native
 from lmcache_native.cli.stores import (
-    CANNOT,
     EXIT_CODES,
-    OK,
-    PROBLEMS,
     add_path,
     count_of,
-    find_stores,
+    over_stores,
     print_json,
     report_error,
     say,
@@ -45,35 +42,23 @@ def add_to(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    reports: list[dict[str, Any]] = []
-    code = OK
-    try:
-        paths = find_stores(arguments.path)
-    except LmcacheNativeError as error:
-        return report_error(error, arguments.json)
-    for path in paths:
+    def work(path: str) -> tuple[dict[str, Any], bool]:
         show = _Progress(path)
         try:
             report = {"path": path, **_native.verify_store(path, show)}
-        except KeyboardInterrupt:
+        finally:
             show.end()
-            sys.stderr.write("lmcache-native: interrupted; nothing was changed\n")
-            return 130
-        except LmcacheNativeError as error:
-            show.end()
-            if len(paths) == 1:
-                return report_error(error, arguments.json)
-            if not arguments.json:
-                report_error(error, False)
-            reports.append({"path": path, "error": {"code": error.code, "message": str(error)}})
-            code = CANNOT
-            continue
-        show.end()
-        reports.append(report)
-        if (report["bad"] or report["notes"]) and code == OK:
-            code = PROBLEMS
         if not arguments.json:
             say("\n".join(_as_text(report)) + "\n")
+        return report, bool(report["bad"] or report["notes"])
+
+    try:
+        reports, code = over_stores(arguments, work)
+    except KeyboardInterrupt:
+        sys.stderr.write("lmcache-native: interrupted; nothing was changed\n")
+        return 130
+    except LmcacheNativeError as error:
+        return report_error(error, arguments.json)
     if arguments.json:
         print_json({"stores": reports, "bad": sum(len(report.get("bad", [])) for report in reports)})
     return code
