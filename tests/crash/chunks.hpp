@@ -8,24 +8,15 @@
 #include <span>
 
 #include "lmcn/key.hpp"
+#include "split_mix.hpp"
 
 namespace lmcn::crash {
 
-/// SplitMix64. Deterministic by seed, the same everywhere.
-class Random {
+class Random : public SplitMix {
  public:
-  explicit Random(std::uint64_t seed) : state_(seed) {}
-  std::uint64_t operator()() noexcept {
-    std::uint64_t z = state_ += 0x9E3779B97F4A7C15ull;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-    return z ^ (z >> 31);
-  }
+  using SplitMix::SplitMix;
   std::uint64_t below(std::uint64_t bound) noexcept { return (*this)() % bound; }
   bool one_in(std::uint64_t n) noexcept { return below(n) == 0; }
-
- private:
-  std::uint64_t state_;
 };
 
 inline NamespaceId crash_namespace() {

@@ -13,6 +13,7 @@
 
 #include "io/transfer.hpp"
 #include "nvme/directory.hpp"
+#include "split_mix.hpp"
 
 namespace lmcn::fuzz {
 namespace {
@@ -29,10 +30,7 @@ class NoClient final : public nvme::LogClient {
 };
 
 std::uint64_t mixed(std::uint64_t value) {
-  std::uint64_t z = value + 0x9E3779B97F4A7C15ull;
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-  return z ^ (z >> 31);
+  return SplitMix(value)();
 }
 
 void fill_payload(std::byte* payload, std::uint64_t bytes, std::uint32_t id) {

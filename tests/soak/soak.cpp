@@ -20,6 +20,7 @@
 
 #include "io/faulty_engine.hpp"
 #include "measure.hpp"
+#include "split_mix.hpp"
 #include "store/store_core.hpp"
 
 namespace lmcn::soak {
@@ -47,19 +48,10 @@ struct Arguments {
   std::string directory;  // empty: a temporary one
 };
 
-class Random {  // SplitMix64
+class Random : public SplitMix {
  public:
-  explicit Random(std::uint64_t seed) : state_(seed) {}
-  std::uint64_t operator()() noexcept {
-    std::uint64_t z = state_ += 0x9E3779B97F4A7C15ull;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-    return z ^ (z >> 31);
-  }
+  using SplitMix::SplitMix;
   std::uint32_t below(std::uint32_t bound) noexcept { return static_cast<std::uint32_t>((*this)() % bound); }
-
- private:
-  std::uint64_t state_;
 };
 
 // A chunk's length and bytes follow from its number; most are small.

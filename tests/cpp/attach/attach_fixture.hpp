@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "attach/rendezvous.hpp"
+#include "child_process.hpp"
 #include "lmcn/attach.hpp"
 
 namespace lmcn {
@@ -62,18 +63,6 @@ class ScratchDirectory {
  private:
   std::string path_;
 };
-
-/// Runs `body` in a forked child; its return value is the exit status. No gtest assertions in there.
-inline pid_t run_in_child(const std::function<int()>& body) {
-  const pid_t pid = ::fork();
-  if (pid == 0) ::_exit(body());
-  return pid;
-}
-inline int exit_status(pid_t pid) {
-  int status = -1;
-  if (::waitpid(pid, &status, 0) != pid) return -1;
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
 
 class AttachTest : public ::testing::Test {
  protected:

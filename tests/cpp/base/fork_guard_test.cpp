@@ -23,6 +23,8 @@
 #include <thread>
 #include <vector>
 
+#include "child_process.hpp"
+
 namespace lmcn {
 namespace {
 
@@ -52,16 +54,7 @@ class ForkGuard : public testing::Test {
     return false;
   }
   /// Exit status of `body` in a forked child.
-  static int in_child(const std::function<int()>& body) {
-    const pid_t pid = ::fork();
-    if (pid == 0) {
-      ::alarm(60);
-      ::_exit(body());
-    }
-    int status = -1;
-    if (pid < 0 || ::waitpid(pid, &status, 0) != pid) return -1;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  }
+  static int in_child(const std::function<int()>& body) { return exit_status(run_in_child(body)); }
 
   std::string path;
 };

@@ -15,25 +15,13 @@
 
 #include "io/faulty_engine.hpp"
 #include "nvme/log.hpp"
+#include "split_mix.hpp"
 
 namespace lmcn::nvme {
 
 inline constexpr std::uint64_t kKiB = 1024, kMiB = 1024 * kKiB;
 
-/// SplitMix64: cheap to seed, unlike the standard engines.
-class Random {
- public:
-  explicit Random(std::uint64_t seed) : state_(seed) {}
-  std::uint64_t operator()() noexcept {
-    std::uint64_t z = state_ += 0x9E3779B97F4A7C15ull;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-    return z ^ (z >> 31);
-  }
-
- private:
-  std::uint64_t state_;
-};
+using Random = SplitMix;
 
 inline ChunkKey key_of(std::uint32_t id) {
   ChunkKey key;

@@ -31,16 +31,6 @@ class DeviceFaultTest : public StoreTest {
     }
     StoreTest::TearDown();
   }
-  /// Waits, without a sleep, until `condition`.
-  template <class Condition>
-  static bool becomes(Condition condition) {
-    const auto until = Clock::now() + 60s;
-    while (!condition()) {
-      if (Clock::now() > until) return false;
-      std::this_thread::yield();
-    }
-    return true;
-  }
   bool quarantined() const { return store->stats().nvme_quarantined == 1; }
   /// Host memory alone still serves.
   void expect_host_goes_on(int first) {

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <functional>
 
+#include "child_process.hpp"
 #include "store/store_fixture.hpp"
 
 namespace lmcn {
@@ -26,19 +27,6 @@ class ForkFaults : public StoreTest {
     StoreTest::TearDown();
     ::unsetenv("LMCN_RUNTIME_DIR");
   }
-  static pid_t start_child(const std::function<int()>& body) {
-    const pid_t pid = ::fork();
-    if (pid == 0) {
-      ::alarm(60);  // one that hangs dies of it
-      ::_exit(body());
-    }
-    return pid;
-  }
-  static int status_of(pid_t pid) {
-    int status = -1;
-    if (pid < 0 || ::waitpid(pid, &status, 0) != pid) return -1;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  }
   std::filesystem::path socket() const { return root / "run" / "engine.sock"; }
 };
 
@@ -55,7 +43,7 @@ TEST_F(ForkFaults, AChildMayDestroyEverythingWhateverTheParentWasDoing) {
   ASSERT_EQ(request->lookup(key(3)), Presence::kHit);
 
   store->mu.lock();  // as if one of its threads were in the middle of something
-  const pid_t child = start_child([&] {
+  const pid_t child = run_in_child([&] {
     if (!store->inherited()) return 1;
     if (store->lookup(keys(0, 1)).hit != 0 || store->reserve(ns, keys(20, 21), kPayload, false).ok()) return 2;
     if (store->acquire(ns, keys(0, 1), 10s).ok() || store->flush(10s).code() != Code::kUnavailable) return 3;
@@ -72,7 +60,7 @@ TEST_F(ForkFaults, AChildMayDestroyEverythingWhateverTheParentWasDoing) {
     return 0;
   });
   store->mu.unlock();
-  EXPECT_EQ(status_of(child), 0);
+  EXPECT_EQ(exit_status(child), 0);
 
   EXPECT_TRUE(std::filesystem::exists(socket()));
   write->mark_filled(0);
@@ -95,7 +83,7 @@ TEST_F(ForkFaults, AChildMayExitWithoutDestroyingAnything) {
     ::alarm(60);
     std::_Exit(0);
   }
-  EXPECT_EQ(status_of(child), 0);
+  EXPECT_EQ(exit_status(child), 0);
   flush();
   EXPECT_EQ(get(1), "hit");
 }
@@ -109,7 +97,7 @@ TEST_F(ForkFaults, AfterTheParentsDeathALivingChildKeepsNothing) {
     std::array<int, 2> child_tells{};
     ASSERT_EQ(::pipe2(child_waits.data(), O_CLOEXEC), 0);
     ASSERT_EQ(::pipe2(child_tells.data(), O_CLOEXEC), 0);
-    const pid_t parent = start_child([&] {
+    const pid_t parent = run_in_child([&] {
       StoreCore parents(options);
       if (!parents.start().ok() || !parents.serve("engine", kPayload).ok()) return 1;
       auto lease = parents.reserve(ns, keys(0, 1), kPayload, false);
@@ -128,11 +116,11 @@ TEST_F(ForkFaults, AfterTheParentsDeathALivingChildKeepsNothing) {
       for (;;) ::pause();
     });
     pollfd told{child_tells[0], POLLIN, 0};
-    ASSERT_EQ(::poll(&told, 1, 60'000), 1) << status_of(parent);
+    ASSERT_EQ(::poll(&told, 1, 60'000), 1) << exit_status(parent);
     pid_t child = -1;
     ASSERT_EQ(::read(child_tells[0], &child, sizeof child), static_cast<ssize_t>(sizeof child));
     ASSERT_EQ(::kill(parent, SIGKILL), 0);
-    ASSERT_EQ(status_of(parent), 128 + SIGKILL);
+    ASSERT_EQ(exit_status(parent), 128 + SIGKILL);
     ASSERT_EQ(::kill(child, 0), 0);
 
     ASSERT_NO_FATAL_FAILURE(open());  // without waiting for the lock

@@ -10,6 +10,7 @@
 #include <functional>
 #include <set>
 
+#include "child_process.hpp"
 #include "store/store_fixture.hpp"
 
 namespace lmcn {
@@ -30,33 +31,11 @@ class PairFaults : public StoreTest {
     ::unsetenv("LMCN_RUNTIME_DIR");
     for (const int fd : {tells[0], tells[1], told[0], told[1]}) ::close(fd);
   }
-  static pid_t start_child(const std::function<int()>& body) {
-    const pid_t pid = ::fork();
-    if (pid == 0) {
-      ::alarm(60);
-      ::_exit(body());
-    }
-    return pid;
-  }
-  static int status_of(pid_t pid) {
-    int status = -1;
-    if (pid < 0 || ::waitpid(pid, &status, 0) != pid) return -1;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  }
   static bool say(const std::array<int, 2>& pipe) { return ::write(pipe[1], "x", 1) == 1; }
   static bool hear(const std::array<int, 2>& pipe) {
     pollfd event{pipe[0], POLLIN, 0};
     char byte = 0;
     return ::poll(&event, 1, 60'000) == 1 && ::read(pipe[0], &byte, 1) == 1;
-  }
-  template <class Condition>
-  static bool becomes(Condition condition) {
-    const auto until = Clock::now() + 60s;
-    while (!condition()) {
-      if (Clock::now() > until) return false;
-      std::this_thread::yield();
-    }
-    return true;
   }
 
   std::array<int, 2> tells{}, told{};  // child -> test, test -> child
@@ -64,7 +43,7 @@ class PairFaults : public StoreTest {
 
 TEST_F(PairFaults, AWorkerKilledWhileItHoldsSlotsGivesThemBack) {
   // The worker comes first, as in an engine.
-  const pid_t worker = start_child([&] {
+  const pid_t worker = run_in_child([&] {
     auto client = RendezvousClient::attach("engine", 0, kRank, 30s);
     if (!client.ok()) return 1;
     if (!say(tells)) return 2;
@@ -72,7 +51,7 @@ TEST_F(PairFaults, AWorkerKilledWhileItHoldsSlotsGivesThemBack) {
   });
   open();
   ASSERT_TRUE(store->serve("engine", kRank).ok());
-  ASSERT_TRUE(hear(tells)) << status_of(worker);
+  ASSERT_TRUE(hear(tells)) << exit_status(worker);
   ASSERT_TRUE(becomes([&] { return store->stats().attached_ranks == 1; }));
 
   auto gathers = store->reserve(ns, keys(0, 3), kRank, true);  // its jobs, of which it says nothing any more
@@ -88,7 +67,7 @@ TEST_F(PairFaults, AWorkerKilledWhileItHoldsSlotsGivesThemBack) {
   EXPECT_EQ(store->stats().host_quarantined_slots, 3u);
 
   ASSERT_EQ(::kill(worker, SIGKILL), 0);
-  EXPECT_EQ(status_of(worker), 128 + SIGKILL);
+  EXPECT_EQ(exit_status(worker), 128 + SIGKILL);
   EXPECT_TRUE(becomes([&] { return store->stats().attached_ranks == 0; }));
   EXPECT_TRUE(becomes([&] { return store->stats().host_quarantined_slots == 0; }));
   EXPECT_EQ(store->lookup(keys(0, 3)).hit, 0u);
@@ -103,7 +82,7 @@ TEST_F(PairFaults, ASchedulerKilledLeavesItsWorkerAndItsStoreWhole) {
   with_nvme();
   options.lock_wait = 0ms;
   options.fail_when_locked = true;
-  const pid_t scheduler = start_child([&] {
+  const pid_t scheduler = run_in_child([&] {
     StoreCore core(options);
     if (!core.start().ok() || !core.serve("engine", kRank).ok()) return 1;
     auto lease = core.reserve(ns, keys(0, 1), kPayload, false);
@@ -115,12 +94,12 @@ TEST_F(PairFaults, ASchedulerKilledLeavesItsWorkerAndItsStoreWhole) {
     if (!under_way.ok() || !say(tells)) return 4;
     for (;;) ::pause();
   });
-  ASSERT_TRUE(hear(tells)) << status_of(scheduler);
+  ASSERT_TRUE(hear(tells)) << exit_status(scheduler);
   auto worker = RendezvousClient::attach("engine", 0, kRank, 30s);  // this process is the worker
   ASSERT_TRUE(worker.ok()) << worker.status().to_string();
   EXPECT_EQ((*worker)->handle().owner_pid, static_cast<std::uint32_t>(scheduler));
   ASSERT_EQ(::kill(scheduler, SIGKILL), 0);
-  EXPECT_EQ(status_of(scheduler), 128 + SIGKILL);
+  EXPECT_EQ(exit_status(scheduler), 128 + SIGKILL);
 
   MappedArena& arena = (*worker)->arena();  // a gather that ends now writes into memory that is still there
   std::memset(arena.base(), 0x5A, arena.bytes());

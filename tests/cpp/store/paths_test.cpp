@@ -102,8 +102,7 @@ TEST_F(Paths, OneThatNeverAnswersHoldsUpNoOther) {
   faulty[1]->add(io::Fault::hold());
   put_all(30, 70);
   ASSERT_TRUE(faulty[1]->wait_withheld(1));
-  const auto until = Clock::now() + 30s;
-  while (store->stats().nvme_lost_paths == 0 && Clock::now() < until) std::this_thread::yield();
+  ASSERT_TRUE(becomes([&] { return store->stats().nvme_lost_paths != 0; }));
   EXPECT_EQ(store->stats().nvme_lost_paths, 1u) << "and no other";
   put_all(70, 100);
   flush();

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "io/faulty_engine.hpp"
@@ -99,6 +100,16 @@ class StoreTest : public ::testing::Test {
   void evict_all(int first_filler) {
     const int slots = static_cast<int>(options.host_bytes / (kPayload + kPageBytes));
     for (int i = 0; i < slots + 8; ++i) put(first_filler + i);
+  }
+  /// Waits, without a sleep, until `condition`; false: not within a minute.
+  template <class Condition>
+  static bool becomes(Condition condition) {
+    const auto until = Clock::now() + 60s;
+    while (!condition()) {
+      if (Clock::now() > until) return false;
+      std::this_thread::yield();
+    }
+    return true;
   }
   /// Until no promotion is under way: waits on the store's eventfd, no sleep.
   void wait_for_promotions() {
