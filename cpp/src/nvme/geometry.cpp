@@ -88,7 +88,6 @@ Result<Geometry> choose_geometry(const LogOptions& options, std::uint64_t existi
                                               bytes_text(region) + ", records of up to " + bytes_text(record) + ")");
   }
   Geometry geometry;
-  geometry.file_system_bytes = file_system_bytes;
   geometry.region_bytes = region;
   geometry.region_pages = static_cast<std::uint32_t>(region / kPageBytes);
   geometry.max_regions = static_cast<std::uint32_t>(

@@ -13,7 +13,6 @@ struct Geometry {
   std::uint64_t region_bytes = 0;
   std::uint32_t region_pages = 0;
   std::uint32_t max_regions = 0;  // that may be allocated at once
-  std::uint64_t file_system_bytes = 0;
 };
 
 /// Part of the limit that regions may not take: superblock and LOCK, two checkpoints of normal size (old and new), and what the

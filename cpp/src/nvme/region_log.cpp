@@ -326,7 +326,6 @@ void LogStats::add(const LogStats& other) noexcept {
   corrupt_reads += other.corrupt_reads;
   stale_reads += other.stale_reads;
   misplaced_reads += other.misplaced_reads;
-  file_system_bytes += other.file_system_bytes;
   syncs += other.syncs;
   refused_allocations += other.refused_allocations;
   direct_io = direct_io && other.direct_io;
@@ -368,7 +367,6 @@ LogStats Log::stats() const {
   s.recovered_from_walk = recovered_from_walk_;
   s.recovered_records = recovered_from_checkpoint_ + recovered_from_footers_ + recovered_from_walk_;
   s.direct_io = data_.direct();
-  s.file_system_bytes = geometry_.file_system_bytes;
   s.quarantined = quarantined();
   std::lock_guard lock(mutex_);
   s.allocated_bytes = allocated_ * geometry_.region_bytes + checkpoint_bytes_ + kPageBytes;

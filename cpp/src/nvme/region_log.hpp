@@ -49,7 +49,7 @@ struct RecoveredRecord {
 };
 
 /// The store's side of reclaim: called on the log's caller thread (append/maintain), no log lock held. It must not call the log
-/// back, except forget() and stats().
+/// back, except what only reads or takes no lock: forget(), stats(), last_day_bytes(), stuck(), lost_paths(), quarantined().
 class LogClient {
  public:
   virtual ~LogClient() = default;
@@ -70,7 +70,6 @@ struct LogStats {
   std::uint64_t corrupt_reads = 0;        // bytes that did not verify; not in read_errors
   std::uint64_t stale_reads = 0;          // another record is there now (the region was reused); neither corrupt nor an error
   std::uint64_t misplaced_reads = 0;      // a whole record of this life of the region, but of another key or namespace
-  std::uint64_t file_system_bytes = 0;    // size of the file system
   std::uint64_t syncs = 0;                // fdatasyncs of the data file that succeeded
   std::uint64_t refused_allocations = 0;  // ENOSPC or the free-space floor: regions are reused instead
   LifetimeTotals lifetime;                // this process's and those before it, as far as checkpoints told
@@ -137,7 +136,7 @@ class RegionLog {
   virtual Status close(const EntrySource& entries) = 0;
 
   virtual LogStats stats() const = 0;
-  /// Bytes written within the last 24 hours, also by earlier processes (as of their last checkpoint).
+  /// Bytes written within the last 24 hours and the part of an hour before, also by earlier processes.
   virtual std::uint64_t last_day_bytes() const = 0;
   /// One atomic load; the reason ("EIO writing /x/data.000 at 4096") is for logs.
   virtual bool quarantined() const noexcept = 0;

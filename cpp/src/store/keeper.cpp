@@ -17,7 +17,8 @@ constexpr auto kCheckpointEvery = std::chrono::seconds(30);
 constexpr std::uint64_t kRegisterPieceBytes = 256ULL << 20;  // I/O waits meanwhile: about 30 ms with 4 KiB pages
 constexpr std::uint64_t kRegisterPieces = 1000;              // the ring's table has 1024 places
 constexpr std::uint64_t kHugePageBytes = 2ULL << 20;
-constexpr std::uint64_t kDemotionsBesideReads = 2;  // in flight while promotions wait
+constexpr std::uint64_t kDemotionsBesideReads = 2;          // in flight while promotions wait
+constexpr std::uint64_t kCheckpointRegionBytes = 16 << 10;  // what a checkpoint says of about 1000 regions
 constexpr auto kBehind = std::chrono::seconds(1);
 constexpr auto kEvacuationPatience = std::chrono::seconds(10);  // space was found elsewhere
 
@@ -287,8 +288,8 @@ Status StoreCore::write_checkpoint() {
     if (clear_epoch != epoch) return Status();  // the log is about to be cleared too
   }
   lock.unlock();
-  constexpr std::uint64_t kEntryBytes = 48, kHeaderBytes = 4096, kRegionEntries = 16 * 1024;
-  const std::uint64_t bytes = entries.size() * kEntryBytes + kHeaderBytes + kRegionEntries;
+  const std::uint64_t bytes =
+      sizeof(nvme::CheckpointHeader) + entries.size() * sizeof(nvme::CheckpointEntry) + kCheckpointRegionBytes;
   if (log->last_day_bytes() + bytes > daily_bytes) {
     return {Code::kResourceExhausted, "no checkpoint: the day's limit of " + std::to_string(daily_bytes) + " bytes is spent"};
   }

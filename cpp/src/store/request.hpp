@@ -29,7 +29,7 @@ class RequestImpl final : public Request {
   Result<ReadLease> acquire_engine_keys(std::span<const std::span<const std::byte>> keys, bool for_worker) override;
   void end() override;
 
-  /// mu held, keeper thread.
+  /// mu held; the keeper's thread, or the promoter's in its place.
   void expire_if_idle(std::int64_t now_ns, std::int64_t ttl_ns);
 
  private:
