@@ -215,6 +215,8 @@ void check_records(const MadeStore& store, RegionLog& log, const std::vector<Rec
     }
     if (!status.ok()) continue;
     const auto id = store.ids.find(record.key);
+    // Where a checksum was made to fit, a key may be any: it is then the key of these bytes.
+    if (id == store.ids.end() && !expect.only_what_was_written) continue;
     require(id != store.ids.end() && payload_is_of(image.data(), id->second), "a read of wrong bytes: " + text(record.extent));
   }
 }
