@@ -22,9 +22,10 @@ struct PlaneTable;
 /// Thread-safe; launches of one direction are serialised. Errors of CUDA are kIoError.
 class PagedKernel {
  public:
-  /// Uploads the planes' table and allocates the memory of plans; may wait for the device, launch() allocates nothing. `geometry`
-  /// outlives this. kUnsupported: a plane of one block has 2^31 or more vectors of the width its strides allow.
-  static Result<std::unique_ptr<PagedKernel>> make(const CopyGeometry& geometry, int device);
+  /// Uploads the planes' table and allocates the rings of plans, `plan_bytes` for each direction; may wait for the device. launch()
+  /// allocates no memory. `geometry` outlives this. kUnsupported: a plane of one block has 2^31 or more vectors of the width that
+  /// its strides allow. kInvalidArgument: plan_bytes holds no plan.
+  static Result<std::unique_ptr<PagedKernel>> make(const CopyGeometry& geometry, int device, std::size_t plan_bytes = 2 << 20);
   /// Waits for the launches that have not run.
   ~PagedKernel();
   PagedKernel(const PagedKernel&) = delete;
@@ -42,9 +43,10 @@ class PagedKernel {
                 unsigned max_ctas);
 
  private:
-  explicit PagedKernel(const CopyGeometry& geometry);
+  PagedKernel(const CopyGeometry& geometry, std::size_t plan_bytes);
 
   const CopyGeometry& geometry_;
+  const std::size_t plan_bytes_;
   std::unique_ptr<PlaneTable> table_;
   std::array<std::unique_ptr<PlanRing>, 2> rings_;  // of gathers, of scatters: neither waits for the other
 };
