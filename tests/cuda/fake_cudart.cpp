@@ -47,7 +47,8 @@ cudaError_t g_sticky = cudaSuccess;
 int g_devices = fake_cuda::kDevices;
 bool g_hold_callers = false;
 std::map<std::byte*, Allocation> g_memory;
-std::map<std::byte*, std::size_t> g_host_memory;  // allocated by or registered with CUDA
+// Allocated by or registered with CUDA. Never destroyed: what a device may still use is left to the process.
+auto& g_host_memory = *new std::map<std::byte*, std::size_t>;
 std::string g_fault;
 std::set<Event*> g_events;
 
@@ -256,12 +257,13 @@ std::vector<Range> kernel_memory(int device) {
   return ranges;
 }
 
-cudaError_t launch(cudaStream_t handle, bool fits, std::function<void(int device)> kernel) {
+cudaError_t launch(cudaStream_t handle, dim3 grid, bool fits, std::function<void(int device)> kernel) {
   std::lock_guard lock(g_mutex);
   if (const auto error = injected("cudaLaunchKernelExC")) return *error;
   if (!fits) return fail_with(cudaErrorInvalidConfiguration);
   Stream* const stream = resolve(handle, t_device);
   if (stream == nullptr || stream->device() != t_device) return fail_with(cudaErrorInvalidResourceHandle);
+  g_state.last_grid = grid;
   stream->push({}, [kernel = std::move(kernel), device = stream->device()] {
     kernel(device);
     std::lock_guard guard(g_mutex);
