@@ -16,4 +16,5 @@ NB_MODULE(_native, module) {
   init_attach(module);
   init_paged_copy(module);
   init_inspect(module);
+  init_device_load(module);
 }

@@ -15,6 +15,7 @@ from lmcache_native.config.values import (
     directories,
     flag,
     mapping,
+    mebibytes,
     milliseconds,
     numa_mode,
     numa_nodes,
@@ -28,6 +29,7 @@ from lmcache_native.config.values import (
     size_or_zero,
     striped,
     text,
+    use_gds,
     whole,
 )
 
@@ -160,6 +162,26 @@ NVME = (
         "data_parallel_engines", _D, Theme.NVME, "whole number", None,
         "Engines on this node that share max_local_disk_size. Needed only where vLLM does not say it itself.",
         whole(1, 4096), "data_parallel_engines", shown_default="vLLM's",
+    ),
+)
+
+GDS = (
+    Key(
+        "use_gds", _D, Theme.GDS, "auto, on, off, or flag", True,
+        "Whether loads read NVMe by GPUDirect Storage (docs/gds.md). vLLM's loads go through host memory yet, so on is refused and "
+        "auto, or LMCache's true, is off; a line in the log says so where it was asked for. on must be in quotes in YAML, where it "
+        "means true.",
+        use_gds, "use_gds", shown_default="auto",
+    ),
+    Key(
+        "gds_path", _D, Theme.GDS, "path, list, or text with commas", None,
+        "Must be what local_disk is, or left out: GPUDirect Storage is another way to read the one store, not a tier of its own.",
+        directories, shown_default="local_disk",
+    ),
+    Key(
+        "gds_buffer_size", _D, Theme.GDS, "whole number, MiB", None,
+        "Device memory that records are read into, per rank; it bounds those in flight.",
+        mebibytes, "gds_buffer_bytes", "MiB", shown_default="256",
     ),
 )
 
@@ -381,4 +403,4 @@ VLLM = (
 )
 # fmt: on
 
-ROWS = HOST + NVME + CHUNKS + LOADING + SAVING + PROCESS + REQUEST + VLLM
+ROWS = HOST + NVME + GDS + CHUNKS + LOADING + SAVING + PROCESS + REQUEST + VLLM
