@@ -179,6 +179,12 @@ class CudaStage final : public DeviceStage {
                                       options_.lane_bytes);
   }
 
+  Status on_device(const std::function<Status()>& work) override {
+    DeviceGuard guard(device_);
+    LMCN_RETURN_IF_ERROR(guard.status());
+    return work();
+  }
+
   Result<std::shared_ptr<const StreamMark>> mark(std::uint64_t stream) override {
     DeviceGuard guard(device_);
     LMCN_RETURN_IF_ERROR(guard.status());

@@ -11,9 +11,26 @@ namespace lmcn::load_test {
 // Device 1, so that a missing cudaSetDevice shows.
 constexpr int kDevice = 1;
 
+/// cuFile registers and gives back in the current context: so here only where the device is current.
+LmcnGdsPlugin strict_gds() {
+  LmcnGdsPlugin plugin = kFakeGds;
+  plugin.register_memory = [](LmcnGdsReader* reader, void* base, std::uint64_t bytes, LmcnGdsError error) {
+    int device = -1;
+    EXPECT_EQ(cudaGetDevice(&device), cudaSuccess);
+    EXPECT_EQ(device, kDevice);
+    return kFakeGds.register_memory(reader, base, bytes, error);
+  };
+  plugin.destroy = [](LmcnGdsReader* reader) {
+    int device = -1;
+    if (cudaGetDevice(&device) == cudaSuccess) EXPECT_EQ(device, kDevice);  // else the device is lost, and all with it
+    kFakeGds.destroy(reader);
+  };
+  return plugin;
+}
 const LmcnGdsPlugin* plugin_under_test() {
   fake_gds().fault = Fault::kNone;
-  return &kFakeGds;
+  static const LmcnGdsPlugin plugin = strict_gds();
+  return &plugin;
 }
 std::string name_under_test() {
   return "gds-compat";
@@ -102,7 +119,7 @@ TEST_F(OnDevice, WhatTheKernelCannotVerifyFails) {
 TEST_F(OnDevice, TheProbeTakesGdsOnlyWhereItIsReal) {
   GdsProbeOptions probing;
   probing.directory = root.path().string();
-  probing.plugin = &kFakeGds;
+  probing.plugin = plugin_under_test();
   probing.device = kDevice;
   probing.bytes = 8 * kMiB;
   probing.in_flight = 2;

@@ -14,6 +14,7 @@
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <unordered_map>
 #include <utility>
@@ -98,7 +99,7 @@ class Loader final : public DeviceLoader {
         stage_(std::move(stage)),
         gds_name_(options.allow_compat ? "gds-compat" : "gds"),
         gds_gone_(gds == nullptr),
-        files_(std::move(gds)) {}
+        files_(std::in_place, std::move(gds)) {}
 
   Status start(unsigned lanes) {
     for (unsigned i = 0; i < lanes; ++i) {
@@ -123,6 +124,10 @@ class Loader final : public DeviceLoader {
     time_.notify_all();
     for (std::thread& lane : lanes_) lane.join();
     if (timekeeper_.joinable()) timekeeper_.join();
+    static_cast<void>(stage_->on_device([&] {
+      files_.reset();
+      return Status();
+    }));
   }
 
   Status submit(DeviceLoadJob load) override {
@@ -291,7 +296,7 @@ class Loader final : public DeviceLoader {
   }
 
   Status read_and_verify(DeviceStageLane& lane, HeaderPage& page, const DeviceLoadItem& item) {
-    Result<std::shared_ptr<const LoadFile>> file = files_.get(item.path);
+    Result<std::shared_ptr<const LoadFile>> file = files_->get(item.path);
     if (!file.ok()) return file.status();
     LMCN_RETURN_IF_ERROR((*file)->read(item.offset, page.bytes, kPageBytes));
     LMCN_RETURN_IF_ERROR(check_record(page.bytes, item, options_.rank_count));
@@ -375,7 +380,7 @@ class Loader final : public DeviceLoader {
   unsigned attached_ = 0;
   Status attach_failure_;
 
-  LoadFiles files_;  // after stage_: what it registered goes with the last file and before the memory
+  std::optional<LoadFiles> files_;  // after stage_: what was registered goes with the last file, and before the memory
   std::vector<std::thread> lanes_;
   std::thread timekeeper_;
 };
@@ -421,7 +426,9 @@ Result<std::unique_ptr<DeviceLoader>> make_device_loader(const PagedKvLayout& pa
     Result<std::shared_ptr<GdsReader>> reader = GdsReader::make(*options.plugin, staging.lanes, options.allow_compat);
     if (!reader.ok()) return reader.status();
     gds = std::move(reader).value();
-    if (options.device >= 0) LMCN_RETURN_IF_ERROR(gds->register_memory((*stage)->base(), (*stage)->bytes()));
+    if (options.device >= 0) {
+      LMCN_RETURN_IF_ERROR((*stage)->on_device([&] { return gds->register_memory((*stage)->base(), (*stage)->bytes()); }));
+    }
   }
   auto loader = std::make_unique<Loader>(std::move(geometry), options, segments, std::move(stage).value(), std::move(gds));
   LMCN_RETURN_IF_ERROR(loader->start(staging.lanes));

@@ -57,6 +57,7 @@ class HostStage final : public DeviceStage {
   std::unique_ptr<DeviceStageLane> make_lane(unsigned index) override {
     return std::make_unique<HostLane>(geometry_, memory_.get() + index * options_.lane_bytes);
   }
+  Status on_device(const std::function<Status()>& work) override { return work(); }
   Result<std::shared_ptr<const StreamMark>> mark(std::uint64_t) override { return std::shared_ptr<const StreamMark>(); }
 
  private:

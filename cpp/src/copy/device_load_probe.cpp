@@ -252,7 +252,17 @@ Result<GdsProbe> probe_gds(const GdsProbeOptions& options) {
   GdsProbe probe;
   Result<std::shared_ptr<LoadFile>> host = LoadFile::open(scratch->path(), O_RDWR, nullptr);
   if (!host.ok()) return host.status();
-  const GdsSide gds = choose_gds(options, **stage, scratch->path(), probe);
+  GdsSide gds;
+  const std::shared_ptr<void> given_back(nullptr, [&](void*) {
+    static_cast<void>((*stage)->on_device([&] {
+      gds.file.reset();
+      return Status();
+    }));
+  });
+  LMCN_RETURN_IF_ERROR((*stage)->on_device([&] {
+    gds = choose_gds(options, **stage, scratch->path(), probe);
+    return Status();
+  }));
   scratch->remove();  // from here on only the descriptors know it
 
   Prober prober(**stage, options.in_flight, pieces);

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -60,6 +61,9 @@ class DeviceStage {
   virtual std::byte* base() noexcept = 0;
   virtual std::uint64_t bytes() const noexcept = 0;
   virtual std::unique_ptr<DeviceStageLane> make_lane(unsigned index) = 0;
+  /// Runs `work` on this thread with the device current; cuFile registers memory and files in the current context. `work` does not
+  /// run when the device cannot be made so.
+  virtual Status on_device(const std::function<Status()>& work) = 0;
   /// Enqueues a mark; waits for nothing. Null where there are no streams.
   virtual Result<std::shared_ptr<const StreamMark>> mark(std::uint64_t stream) = 0;
 };
