@@ -129,6 +129,8 @@ def check_usable(config: NativeConfig) -> None:
         assert 0 <= count < 1 << 62, config
     for seconds in (config.promotion_deadline_s, config.request_ttl_s, config.lock_wait_s, config.load_timeout_s):
         assert 0 <= seconds <= 1e9, config
+    assert not config.directory_bytes or sum(config.directory_bytes) == config.nvme_bytes, config
+    assert len(config.directory_bytes) in (0, len(config.directories)), config
     assert bool(config.directories) == (config.nvme_bytes > 0), config
     for directory in config.directories:
         assert directory.is_absolute(), config
