@@ -446,6 +446,13 @@ class Store:
     def touch(self, keys: lmcache_native._types.Keys) -> None:
         """Marks the keys as recently used."""
 
+    def locate(self, keys: lmcache_native._types.Keys) -> list[tuple[int, int, int, int, int]]:
+        """
+        Where those of `keys` that are on NVMe lie, for a reader of its own: (position in keys, index of the directory, byte offset in its
+        data.000, bytes of the slot image, region sequence). Nothing holds them there: the reader checks the header's key, namespace and region
+        sequence and the payload's checksums. Counts as a use. Memory only.
+        """
+
     def erase(self, key: bytes) -> bool:
         """Drops one chunk (32-byte key) from every tier. False: it was absent."""
 

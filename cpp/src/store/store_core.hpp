@@ -85,6 +85,7 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   Result<ReadLease> acquire(const NamespaceId& ns, std::span<const ChunkKey> keys, std::chrono::milliseconds deadline) override;
   void job_not_started(std::uint32_t rank, std::span<const SlotRef> refs, bool load) override;
   void touch(std::span<const ChunkKey> keys) override;
+  std::vector<RecordPlace> locate(std::span<const ChunkKey> keys) override;
   bool erase(const ChunkKey& key) override;
   void clear() override;
   std::uint32_t end_write(WriteLease& lease, bool publish);
@@ -132,6 +133,9 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   void end_evacuation(std::uint32_t region);
   void forget_lost_paths(std::unique_lock<std::mutex>& lock);
   bool on_nvme(const Entry& entry) const noexcept;  // REQUIRES: log
+  static void count_hit(Entry& entry) noexcept {
+    if (entry.hits != 0xFFFF) ++entry.hits;
+  }  // mu held
 
   // --- keeper.cpp
   struct DirtyItem {
