@@ -63,6 +63,7 @@ cpp release
 if [[ $mode == full ]]; then
   cpp asan
   cpp cuda-on-cpu
+  cpp gds-on-stub
 fi
 wheel=0
 stage "wheel" build_wheel && wheel=1
