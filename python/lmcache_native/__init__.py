@@ -28,6 +28,10 @@ from lmcache_native.store import (
     ArenaAttachment,
     CopyDirection,
     CopyDone,
+    DeviceLoadDone,
+    DeviceLoader,
+    GdsPlugin,
+    GdsProbe,
     PagedCopier,
     PagedKvLayout,
     PlaneStrides,
@@ -39,6 +43,7 @@ from lmcache_native.store import (
     Store,
     Tier,
     WriteLease,
+    probe_gds,
 )
 
 __version__ = str(build_info()["version"])
@@ -52,7 +57,11 @@ __all__ = [
     "CopyDone",
     "Corruption",
     "DeadlineExceeded",
+    "DeviceLoadDone",
+    "DeviceLoader",
     "FormatVersion",
+    "GdsPlugin",
+    "GdsProbe",
     "InternalError",
     "InvalidArgument",
     "IoError",
@@ -79,4 +88,5 @@ __all__ = [
     "cuda_status",
     "describe_namespace",
     "make_namespace",
+    "probe_gds",
 ]
