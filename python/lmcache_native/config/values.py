@@ -80,6 +80,8 @@ class NativeConfig:
     hit_miss_ratio: float | None = None  # 0..1: no more than this part of a prompt is ever a hit
     load_timeout_s: float = 10.0  # of a synchronous load
     kv_events: bool = False
+    use_gds: str = "auto"  # whether workers read from NVMe themselves: auto, on, off
+    gds_buffer_bytes: int = 256 << 20  # device memory of each worker for that
     retrieve_nvme: bool = True  # False: what is on NVMe is not looked up
     skip_save: bool = False  # load only
     numa_nodes: tuple[int, ...] | None = None  # where host memory shall lie; None: not said

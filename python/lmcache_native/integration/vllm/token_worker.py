@@ -82,6 +82,11 @@ class TokenWorker(CopierClient):
         self._failed_blocks: set[int] = set()
         self._report = TokenWorkerMetadata()
 
+    @property
+    def reads_nvme(self) -> bool:
+        """Whether it takes loads with records."""
+        return self._loader is not None
+
     # ---- a step, in vLLM's order --------------------------------------------------------------------------------------
 
     def begin_step(self, meta: TokenConnectorMetadata) -> None:
