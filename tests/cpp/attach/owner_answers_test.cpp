@@ -32,6 +32,13 @@ bool limit_descriptors(rlim_t soft) {
   return ::setrlimit(RLIMIT_NOFILE, &limit) == 0;
 }
 
+// UBSan makes a pipe to look at an object whose type it has not seen yet: a few low numbers for that where a test has no others.
+std::vector<UniqueFd> some_descriptors() {
+  std::vector<UniqueFd> some;
+  for (int i = 0; i < 4; ++i) some.emplace_back(::eventfd(0, EFD_CLOEXEC));
+  return some;
+}
+
 // What the owner says, or its end; blocks.
 Status reply_on(int socket) {
   pollfd event{socket, POLLIN, 0};
@@ -54,6 +61,7 @@ bool ends(int socket) {
 
 TEST_F(OwnerAnswers, WithMoreOpenThanTheLimitAllows) {
   const pid_t child = run_in_child([this] {
+    std::vector<UniqueFd> low = some_descriptors();
     auto owner = listen("engine");
     if (!owner.ok()) return 1;
     rlimit before{};
@@ -64,6 +72,7 @@ TEST_F(OwnerAnswers, WithMoreOpenThanTheLimitAllows) {
     for (int i = 0; i < 20; ++i) silent.push_back(connect_raw((*owner)->path()));
     if (!attach("engine", 1).ok()) return 4;  // so the silent ones, which came before it, have been accepted
     if (!limit_descriptors(16)) return 5;
+    low.clear();
     *worker = nullptr;
     if (wait_gone(2).size() != 2) return 9;
     for (const UniqueFd& socket : silent) {
@@ -71,7 +80,9 @@ TEST_F(OwnerAnswers, WithMoreOpenThanTheLimitAllows) {
     }
     if (!limit_descriptors(before.rlim_cur) || !attach("engine", 0).ok()) return 7;
     const UniqueFd last = connect_raw((*owner)->path());
+#ifndef __SANITIZE_ADDRESS__  // UBSan comes with it
     if (!limit_descriptors(0)) return 8;
+#endif
     owner->reset();  // ends its thread
     return 0;
   });
@@ -82,6 +93,7 @@ TEST_F(OwnerAnswers, WithoutAFreeDescriptorSayingSo) {
   const pid_t child = run_in_child([this] {
     auto owner = listen("engine");
     if (!owner.ok() || !limit_descriptors(128)) return 1;
+    const std::string path = (*owner)->path();
     std::vector<UniqueFd> clients;
     for (int i = 0; i < 8; ++i) clients.emplace_back(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
     std::vector<UniqueFd> all;
@@ -89,7 +101,7 @@ TEST_F(OwnerAnswers, WithoutAFreeDescriptorSayingSo) {
       all.emplace_back(::eventfd(0, EFD_CLOEXEC));
     } while (all.back().valid());
     if (errno != EMFILE) return 2;
-    const wire::Address address = wire::address_of((*owner)->path());
+    const wire::Address address = wire::address_of(path);
     for (const UniqueFd& client : clients) {
       if (::connect(client.get(), reinterpret_cast<const sockaddr*>(&address.sun), address.length) != 0) return 3;
       const wire::Hello hello = hello_of(0, kRankBytes);
