@@ -1,6 +1,6 @@
 """Configurations of any content end in a NativeConfig that can be used or in an error of this package, never in another exception.
 
-    LMCN_FUZZ_SECONDS=60 python tests/fuzz/fuzz_config.py [LIBFUZZER ARGUMENTS...]
+    python tests/fuzz/fuzz_config.py [LIBFUZZER ARGUMENTS...]
 
 needs atheris and an installed lmcache_native. A finding ends it; the input is kept as crash-... and can be given as an argument.
 """
@@ -178,8 +178,7 @@ def test_one_input(raw: bytes) -> None:
 
 
 def main() -> None:
-    seconds = os.environ.get("LMCN_FUZZ_SECONDS", "60")
-    arguments = [sys.argv[0], f"-max_total_time={seconds}", "-timeout=20", "-max_len=512", "-len_control=0", *sys.argv[1:]]
+    arguments = [sys.argv[0], "-max_total_time=60", "-timeout=120", "-max_len=512", "-len_control=0", *sys.argv[1:]]
     atheris.Setup(arguments, test_one_input)
     atheris.Fuzz()  # ends the process
 
