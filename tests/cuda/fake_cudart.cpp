@@ -17,11 +17,17 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+/// One cudaEventRecord. An event may be recorded anew, on another stream too, while an earlier record is still to be reached.
+struct Record {
+  bool reached = false;
+  Clock::time_point when{};
+};
+
 struct Event {
   int device = 0;
   bool timing = false;
-  std::uint64_t recorded = 0, reached = 0;
-  Clock::time_point when{};
+  std::shared_ptr<Record> last = nullptr;
+  bool reached() const { return last == nullptr || last->reached; }
 };
 
 struct Injection {
@@ -374,7 +380,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event_handle, u
   if (stream == nullptr || !g_events.contains(reinterpret_cast<Event*>(event_handle)))
     return fail_with(cudaErrorInvalidResourceHandle);
   // Waits for the last record before this call; a later one does not matter.
-  stream->push([event, mark = event->recorded] { return event->reached >= mark; }, {});
+  stream->push([record = event->last] { return record == nullptr || record->reached; }, {});
   return cudaSuccess;
 }
 
@@ -404,10 +410,11 @@ cudaError_t cudaEventRecord(cudaEvent_t event_handle, cudaStream_t handle) {
   if (stream == nullptr || !g_events.contains(event) || stream->device() != event->device) {
     return fail_with(cudaErrorInvalidResourceHandle);
   }
-  stream->push({}, [event, mark = ++event->recorded] {
+  event->last = std::make_shared<Record>();
+  stream->push({}, [record = event->last] {
     std::lock_guard guard(g_mutex);
-    event->reached = mark;
-    event->when = Clock::now();
+    record->reached = true;
+    record->when = Clock::now();
   });
   return cudaSuccess;
 }
@@ -417,7 +424,7 @@ cudaError_t cudaEventQuery(cudaEvent_t handle) {
   if (const auto error = injected("cudaEventQuery")) return *error;
   auto* const event = reinterpret_cast<Event*>(handle);
   if (!g_events.contains(event)) return fail_with(cudaErrorInvalidResourceHandle);
-  return event->reached == event->recorded ? cudaSuccess : cudaErrorNotReady;
+  return event->reached() ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from_handle, cudaEvent_t to_handle) {
@@ -425,9 +432,9 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from_handle, c
   if (const auto error = injected("cudaEventElapsedTime")) return *error;
   const auto* const from = reinterpret_cast<Event*>(from_handle);
   const auto* const to = reinterpret_cast<Event*>(to_handle);
-  if (!from->timing || !to->timing || from->recorded == 0 || to->recorded == 0) return fail_with(cudaErrorInvalidResourceHandle);
-  if (from->reached != from->recorded || to->reached != to->recorded) return fail_with(cudaErrorNotReady);
-  *milliseconds = std::chrono::duration<float, std::milli>(to->when - from->when).count();
+  if (!from->timing || !to->timing || !from->last || !to->last) return fail_with(cudaErrorInvalidResourceHandle);
+  if (!from->reached() || !to->reached()) return fail_with(cudaErrorNotReady);
+  *milliseconds = std::chrono::duration<float, std::milli>(to->last->when - from->last->when).count();
   return cudaSuccess;
 }
 
