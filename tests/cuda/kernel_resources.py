@@ -1,6 +1,6 @@
 """What ptxas said of each kernel: a table, and exit code 1 when one spills registers or is missing for an architecture.
 
-    kernel_resources.py BUILD [--json FILE]      BUILD: a build with LMCN_CUDA_RESOURCES=ON (preset gpu)
+kernel_resources.py BUILD [--json FILE]      BUILD: a build with LMCN_CUDA_RESOURCES=ON (preset gpu)
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def table(kernels: list[Kernel]) -> list[str]:
         worst = (max(k.stack_bytes for k in mine), max(k.spill_bytes for k in mine), max(k.shared_bytes for k in mine))
         rows.append((name, *(str(registers.get(arch, "-")) for arch in archs), *(str(n) for n in worst)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    return [
+        "  ".join(f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in rows
+    ]
 
 
 def problems(kernels: list[Kernel]) -> list[str]:
@@ -114,7 +116,9 @@ def main() -> int:
         return 0
     if not kernels:
         raise SystemExit(f"ptxas named no kernel of {', '.join(s.name for s in sources)}")
-    sys.stdout.write("registers a thread, and the largest of the other figures over the architectures\n" + "\n".join(table(kernels)) + "\n")
+    sys.stdout.write(
+        "registers a thread, and the largest of the other figures over the architectures\n" + "\n".join(table(kernels)) + "\n"
+    )
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(k) for k in kernels], indent=1) + "\n", encoding="utf-8")
     wrong = problems(kernels)
