@@ -5,9 +5,11 @@
 #include <condition_variable>
 #include <cstring>
 #include <deque>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <set>
 #include <thread>
@@ -51,6 +53,9 @@ cudaError_t g_sticky = cudaSuccess;
 int g_devices = fake_cuda::kDevices;
 bool g_hold_callers = false;
 std::map<std::byte*, Allocation> g_memory;
+// Allocated by or registered with CUDA. Never destroyed: what a device may still use is left to the process.
+auto& g_host_memory = *new std::map<std::byte*, std::size_t>;
+std::string g_fault;
 std::set<Event*> g_events;
 
 thread_local int t_device = 0;
@@ -187,6 +192,8 @@ namespace fake_cuda {
 void reset() {
   std::lock_guard lock(g_mutex);
   g_state.copies_done = 0;
+  g_state.kernels_done = 0;
+  g_fault.clear();
   g_state.blocking_streams = 0;
   g_injections.clear();
   g_calls.clear();
@@ -243,6 +250,44 @@ void release(std::byte* memory) {
     g_memory.erase(memory);
   }
   delete[] memory;
+}
+
+std::vector<Range> kernel_memory(int device) {
+  std::lock_guard lock(g_mutex);
+  std::map<const std::byte*, std::size_t> found(g_host_memory.begin(), g_host_memory.end());
+  for (const auto& [begin, allocation] : g_memory) {
+    if (allocation.device == device) found[begin] = allocation.bytes;
+  }
+  std::vector<Range> ranges;
+  for (const auto& [begin, bytes] : found) ranges.push_back({begin, begin + bytes});
+  return ranges;
+}
+
+cudaError_t launch(cudaStream_t handle, dim3 grid, bool fits, std::function<void(int device)> kernel) {
+  std::lock_guard lock(g_mutex);
+  if (const auto error = injected("cudaLaunchKernelExC")) return *error;
+  if (!fits) return fail_with(cudaErrorInvalidConfiguration);
+  Stream* const stream = resolve(handle, t_device);
+  if (stream == nullptr || stream->device() != t_device) return fail_with(cudaErrorInvalidResourceHandle);
+  g_state.last_grid = grid;
+  stream->push({}, [kernel = std::move(kernel), device = stream->device()] {
+    kernel(device);
+    std::lock_guard guard(g_mutex);
+    ++g_state.kernels_done;
+  });
+  return cudaSuccess;
+}
+
+void fault(cudaError_t error, const std::string& what) {
+  std::lock_guard lock(g_mutex);
+  if (!g_fault.empty()) return;
+  g_fault = what;
+  g_sticky = error;
+}
+
+std::string fault() {
+  std::lock_guard lock(g_mutex);
+  return g_fault;
 }
 
 cudaStream_t create_stream(int device) {
@@ -427,6 +472,18 @@ cudaError_t cudaEventQuery(cudaEvent_t handle) {
   return event->reached() ? cudaSuccess : cudaErrorNotReady;
 }
 
+cudaError_t cudaEventSynchronize(cudaEvent_t handle) {
+  std::unique_lock lock(g_mutex);
+  if (const auto error = injected("cudaEventSynchronize")) return *error;
+  auto* const event = reinterpret_cast<Event*>(handle);
+  if (!g_events.contains(event)) return fail_with(cudaErrorInvalidResourceHandle);
+  ++g_state.threads_waiting;
+  g_changed.notify_all();
+  g_changed.wait(lock, [event, mark = event->recorded] { return event->reached >= mark; });
+  --g_state.threads_waiting;
+  return g_sticky != cudaSuccess ? fail_with(g_sticky) : cudaSuccess;
+}
+
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from_handle, cudaEvent_t to_handle) {
   std::lock_guard lock(g_mutex);
   if (const auto error = injected("cudaEventElapsedTime")) return *error;
@@ -461,15 +518,40 @@ cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, 
   });
 }
 
-// What only gpu_check calls.
+cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
+  std::lock_guard lock(g_mutex);
+  if (const auto error = injected("cudaHostAlloc")) return *error;
+  auto* const made = new (std::align_val_t{4096}) std::byte[bytes];
+  g_host_memory[made] = bytes;
+  *memory = made;
+  return cudaSuccess;
+}
 
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
-  *properties = {};
-  std::strcpy(properties->name, "fake runtime on the CPU");
+cudaError_t cudaFreeHost(void* memory) {
+  {
+    std::lock_guard lock(g_mutex);
+    if (g_host_memory.erase(static_cast<std::byte*>(memory)) == 0) return fail_with(cudaErrorInvalidValue);
+  }
+  ::operator delete[](memory, std::align_val_t{4096});
+  return cudaSuccess;
+}
+
+cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
+  std::lock_guard lock(g_mutex);
+  if (const auto error = injected("cudaHostGetDevicePointer")) return *error;
+  const auto after = g_host_memory.upper_bound(static_cast<std::byte*>(host));
+  if (after == g_host_memory.begin()) return fail_with(cudaErrorInvalidValue);
+  const auto& [begin, bytes] = *std::prev(after);
+  if (static_cast<std::byte*>(host) >= begin + bytes) return fail_with(cudaErrorInvalidValue);
+  *device = host;
   return cudaSuccess;
 }
 
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+  {
+    std::lock_guard lock(g_mutex);
+    if (const auto error = injected("cudaMalloc")) return *error;
+  }
   *memory = fake_cuda::allocate(bytes, t_device);
   return cudaSuccess;
 }
@@ -479,10 +561,22 @@ cudaError_t cudaFree(void* memory) {
   return cudaSuccess;
 }
 
-cudaError_t cudaHostRegister(void*, std::size_t, unsigned) {
+cudaError_t cudaHostRegister(void* memory, std::size_t bytes, unsigned) {
+  std::lock_guard lock(g_mutex);
+  g_host_memory[static_cast<std::byte*>(memory)] = bytes;
   return cudaSuccess;
 }
-cudaError_t cudaHostUnregister(void*) {
+cudaError_t cudaHostUnregister(void* memory) {
+  std::lock_guard lock(g_mutex);
+  g_host_memory.erase(static_cast<std::byte*>(memory));
+  return cudaSuccess;
+}
+
+// What only gpu_check calls.
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  *properties = {};
+  std::strcpy(properties->name, "fake runtime on the CPU");
   return cudaSuccess;
 }
 

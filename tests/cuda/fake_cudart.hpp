@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <functional>
 #include <string>
+#include <vector>
 
 namespace fake_cuda {
 
@@ -16,6 +17,8 @@ constexpr int kDevices = 2;
 
 struct State {
   int copies_done = 0;      // executed by streams
+  int kernels_done = 0;     // as well
+  dim3 last_grid{0, 0, 0};  // of the newest launch
   int streams_waiting = 0;  // streams that stand at an event not yet reached
   int threads_waiting = 0;  // threads inside cudaStreamSynchronize, or in a copy of pageable memory
   int live_streams = 0, live_events = 0;
@@ -40,6 +43,17 @@ void hold_callers(bool hold);
 /// Memory of `device` for cudaPointerGetAttributes and the range checks of copies.
 std::byte* allocate(std::size_t bytes, int device);
 void release(std::byte* memory);
+
+/// Memory that kernels on `device` may touch: that device's, and host memory that was allocated by or registered with CUDA.
+struct Range {
+  const std::byte *begin = nullptr, *end = nullptr;
+};
+std::vector<Range> kernel_memory(int device);  // sorted
+/// Puts a kernel into the stream. `fits`: the shape of the launch is within the device's limits.
+cudaError_t launch(cudaStream_t stream, dim3 grid, bool fits, std::function<void(int device)> kernel);
+/// A kernel did what ends it on a device: from now on every call returns `error`. The first says what, until reset().
+void fault(cudaError_t error, const std::string& what);
+std::string fault();
 
 /// An engine's stream on `device`, and something for a stream to do (nullptr: the legacy default stream of the device).
 cudaStream_t create_stream(int device);

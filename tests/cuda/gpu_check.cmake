@@ -5,7 +5,7 @@ target_include_directories(gpu_check PRIVATE "${suite}")
 target_link_libraries(gpu_check PRIVATE lmcn_copy lmcn_cuda lmcn_flags)
 add_executable(gpu_check_on_cpu ${gpu_check_sources})
 target_compile_definitions(gpu_check_on_cpu PRIVATE LMCN_FAKE_CUDART)
-target_link_libraries(gpu_check_on_cpu PRIVATE copier_on_fake_cudart)
+target_link_libraries(gpu_check_on_cpu PRIVATE copier_on_fake_cudart kernels_on_cpu)
 
 foreach(part bytes order plans reuse)
   add_test(NAME gpu_check_on_cpu_${part} COMMAND gpu_check_on_cpu ${part} --small)
