@@ -479,7 +479,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t handle) {
   if (!g_events.contains(event)) return fail_with(cudaErrorInvalidResourceHandle);
   ++g_state.threads_waiting;
   g_changed.notify_all();
-  g_changed.wait(lock, [event, mark = event->recorded] { return event->reached >= mark; });
+  g_changed.wait(lock, [record = event->last] { return record == nullptr || record->reached; });
   --g_state.threads_waiting;
   return g_sticky != cudaSuccess ? fail_with(g_sticky) : cudaSuccess;
 }

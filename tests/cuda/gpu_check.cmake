@@ -25,3 +25,11 @@ if(LMCN_COMPUTE_SANITIZER)
     endforeach()
   endforeach()
 endif()
+
+# The copier for Python that has torch, but not our package.
+add_library(copier_c SHARED copier_c.cpp)
+target_link_libraries(copier_c PRIVATE lmcn_copy lmcn_cuda lmcn_flags)
+target_link_options(copier_c PRIVATE -Wl,--exclude-libs,ALL)
+add_library(copier_c_on_cpu SHARED copier_c.cpp)
+target_compile_definitions(copier_c_on_cpu PRIVATE LMCN_FAKE_CUDART)
+target_link_libraries(copier_c_on_cpu PRIVATE copier_on_fake_cudart kernels_on_cpu)

@@ -63,6 +63,8 @@ cpp release
 if [[ $mode == full ]]; then
   cpp asan
   cpp cuda-on-cpu
+  stage "CUDA build by nvcc, kernel resources" cuda_build || true
+  stage "CUDA wheel" cuda_wheel || true
 fi
 wheel=0
 stage "wheel" build_wheel && wheel=1
