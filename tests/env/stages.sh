@@ -10,10 +10,14 @@ unset PYTHONPATH PYTHONHOME
 
 # build_cpp PRESET [CMAKE ARGUMENTS...]
 build_cpp() {
-  local toolkit
+  local toolkit kvikio
   if [[ $1 =~ ^(gpu|cuda-on-cpu)$ ]]; then
     toolkit=$(cuda_toolkit)
     set -- "$@" "$toolkit"
+  fi
+  if [[ $1 == gds-on-stub ]]; then
+    kvikio=$(tests/env/gds.sh)
+    set -- "$@" "-DLMCN_GDS_PYTHON=$kvikio/bin/python"
   fi
   quietly cmake --preset "$@"
   cmake --build --preset "$1" -j "$JOBS"
@@ -75,7 +79,7 @@ the_wheel() {
 wheel_is_current() {
   local wheel
   wheel=$(the_wheel 2>/dev/null) || return 1
-  [[ -z $(find CMakeLists.txt pyproject.toml cmake cpp cuda bindings python -newer "$wheel" -type f -not -name '*.pyc' -print -quit) ]]
+  [[ -z $(find CMakeLists.txt pyproject.toml cmake cpp cuda gds bindings python -newer "$wheel" -type f -not -name '*.pyc' -print -quit) ]]
 }
 
 # The version does not change between builds, so what is there goes first.
