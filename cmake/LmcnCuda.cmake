@@ -30,9 +30,10 @@ function(lmcn_find_nvcc)
     elseif(nvcc_path)
       set(nvcc "${nvcc_path}")
     else()
-      set(python "${Python_EXECUTABLE}")
-      if(NOT python)
-        find_program(python NAMES python3 python NO_CACHE)
+      if(Python_EXECUTABLE)
+        set(python "${Python_EXECUTABLE}")
+      else()
+        find_program(python NAMES python3 python NO_CACHE)  # searches only where the variable is not set, not even to nothing
       endif()
       if(python)
         execute_process(COMMAND "${python}" -c "

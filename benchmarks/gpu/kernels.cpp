@@ -22,7 +22,8 @@ void measure(const Options& options, Lines& lines, Rig& rig, unsigned max_ctas, 
   std::vector<std::byte*> parts;
   for (std::size_t i = 0; i < items.size(); ++i) {
     std::byte* const in_slot = rig.arena + rig.items[i].slot_offset + kPageBytes;
-    parts.push_back(in_host_memory ? rig.registration->device_address(in_slot, rig.rank_bytes) : staging.get() + i * rig.rank_bytes);
+    parts.push_back(in_host_memory ? rig.registration->device_address(in_slot, rig.rank_bytes)
+                                   : staging.get() + i * rig.rank_bytes);
     check(parts.back() != nullptr ? Status() : Status(Code::kInternal, "a slot is not mapped"), "kernel");
   }
   const Stream stream;

@@ -142,8 +142,7 @@ void Rig::check_slots(const std::string& what) const {
   for (std::int64_t l = 0; l < layers; ++l) {
     for (std::int64_t i = 0; i < blocks; ++i) {
       const std::byte* const bytes = stored(l, i);
-      const bool right =
-          bytes[0] == value_of(l, i) && std::memcmp(bytes, bytes + 1, static_cast<std::size_t>(run_bytes - 1)) == 0;
+      const bool right = bytes[0] == value_of(l, i) && std::memcmp(bytes, bytes + 1, static_cast<std::size_t>(run_bytes - 1)) == 0;
       check(right ? Status() : Status(Code::kCorruption, "a gather brought other bytes"), what);
     }
   }

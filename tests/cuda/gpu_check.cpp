@@ -4,6 +4,7 @@
 //   plans   100 random layouts and jobs, bit for bit
 //   order   copies wait for the engine's streams and the streams for copies
 //   reuse   slots given away and filled again under load
+//   verify  checksums taken on the device beside the host's, of whole and of damaged images
 // Without PART all of them. Each in pageable and in registered host memory, and on every path a copy can take.
 #include "gpu_check.hpp"
 
@@ -125,6 +126,10 @@ int run(const std::set<std::string>& parts, bool small) {
   CHECK_CUDA(cudaGetDeviceProperties(&properties, kDevice));
   std::printf("device %d: %s, compute capability %d.%d, %.1f GiB\n", kDevice, properties.name, properties.major, properties.minor,
               static_cast<double>(properties.totalGlobalMem) / (1 << 30));
+  if (parts.contains("verify")) {
+    GpuBackend backend(false);
+    check_verify(backend, small ? 10 : 200);
+  }
   for (const bool registered : {false, true}) {
     GpuBackend backend(registered);
     std::printf("%s arena\n", backend.host_memory());
@@ -145,7 +150,7 @@ int run(const std::set<std::string>& parts, bool small) {
 }  // namespace lmcn::gpu_check
 
 int main(int argc, char** argv) {
-  const std::set<std::string> known = {"bytes", "plans", "order", "reuse"};
+  const std::set<std::string> known = {"bytes", "plans", "order", "reuse", "verify"};
   std::set<std::string> parts;
   bool small = false;
   for (int i = 1; i < argc; ++i) {
@@ -154,7 +159,7 @@ int main(int argc, char** argv) {
     } else if (known.contains(argv[i])) {
       parts.insert(argv[i]);
     } else {
-      std::fprintf(stderr, "gpu_check: %s: must be bytes, plans, order, reuse or --small\n", argv[i]);
+      std::fprintf(stderr, "gpu_check: %s: must be bytes, plans, order, reuse, verify or --small\n", argv[i]);
       return 2;
     }
   }

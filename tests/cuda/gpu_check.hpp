@@ -47,5 +47,7 @@ class GpuBackend final : public copier_suite::Backend {
 void check_order(GpuBackend& backend, int rounds);
 /// Slots that are given away and filled again while other jobs run, are cancelled, or come too late.
 void check_reuse(GpuBackend& backend, int rounds);
+/// Checksums taken on the device, of whole and of damaged slot images, beside the host's.
+void check_verify(GpuBackend& backend, int rounds);
 
 }  // namespace lmcn::gpu_check
