@@ -57,7 +57,8 @@ struct HostRange {
   std::byte* device = nullptr;  // where the device sees it
   bool registered = false;      // else allocated
 };
-std::map<std::byte*, HostRange> g_host_memory;  // that CUDA knows
+// That CUDA knows. Never destroyed: what a device may still use is left to the process.
+auto& g_host_memory = *new std::map<std::byte*, HostRange>;
 struct HostView {
   std::size_t bytes = 0;
   std::byte* device = nullptr;
@@ -414,12 +415,13 @@ std::vector<Range> kernel_memory(int device) {
   return ranges;
 }
 
-cudaError_t launch(cudaStream_t handle, bool fits, std::function<void(int device)> kernel) {
+cudaError_t launch(cudaStream_t handle, dim3 grid, bool fits, std::function<void(int device)> kernel) {
   std::lock_guard lock(g_mutex);
   if (const auto error = injected("cudaLaunchKernelExC")) return *error;
   if (!fits) return fail_with(cudaErrorInvalidConfiguration);
   Stream* const stream = resolve(handle, t_device);
   if (stream == nullptr || stream->device() != t_device) return fail_with(cudaErrorInvalidResourceHandle);
+  g_state.last_grid = grid;
   stream->push(
       {},
       [kernel = std::move(kernel), device = stream->device()] {

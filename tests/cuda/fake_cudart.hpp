@@ -18,6 +18,7 @@ constexpr int kDevices = 2;
 struct State {
   int copies_done = 0;      // executed by streams
   int kernels_done = 0;     // as well
+  dim3 last_grid{0, 0, 0};  // of the newest launch
   int streams_waiting = 0;  // streams that stand at an event not yet reached
   int threads_waiting = 0;  // threads inside cudaStreamSynchronize, or in a copy of pageable memory
   int live_streams = 0, live_events = 0;
@@ -68,7 +69,7 @@ struct Range {
 };
 std::vector<Range> kernel_memory(int device);  // sorted
 /// Puts a kernel into the stream. `fits`: the shape of the launch is within the device's limits.
-cudaError_t launch(cudaStream_t stream, bool fits, std::function<void(int device)> kernel);
+cudaError_t launch(cudaStream_t stream, dim3 grid, bool fits, std::function<void(int device)> kernel);
 /// A kernel did what ends it on a device: from now on every call returns `error`. The first says what, until reset().
 void fault(cudaError_t error, const std::string& what);
 std::string fault();

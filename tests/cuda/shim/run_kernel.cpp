@@ -82,7 +82,7 @@ cudaError_t enqueue(dim3 grid, dim3 block, bool in_step, cudaStream_t stream, st
   const bool fits = grid.x >= 1 && grid.y >= 1 && grid.z >= 1 && grid.x <= INT32_MAX && grid.y <= 65535 && grid.z <= 65535 &&
                     block.x >= 1 && block.y >= 1 && block.z >= 1 && block.x <= 1024 && block.y <= 1024 && block.z <= 64 &&
                     std::uint64_t{block.x} * block.y * block.z <= 1024;
-  return fake_cuda::launch(stream, fits, [=](int device) {
+  return fake_cuda::launch(stream, grid, fits, [=](int device) {
     const Launch launch{grid, block, kernel, fake_cuda::kernel_memory(device), device};
     in_step ? run_in_step(launch) : run_alone(launch);
   });
