@@ -7,11 +7,13 @@ add_executable(gpu_check_on_cpu ${gpu_check_sources})
 target_compile_definitions(gpu_check_on_cpu PRIVATE LMCN_FAKE_CUDART)
 target_link_libraries(gpu_check_on_cpu PRIVATE copier_on_fake_cudart kernels_on_cpu)
 
+set(cache "XDG_CACHE_HOME=${CMAKE_CURRENT_BINARY_DIR}/cache")  # of calibrations: this build's own
 foreach(part bytes order plans reuse verify)
   add_test(NAME gpu_check_on_cpu_${part} COMMAND gpu_check_on_cpu ${part} --small)
-  set_tests_properties(gpu_check_on_cpu_${part} PROPERTIES LABELS unit TIMEOUT 300)
+  set_tests_properties(gpu_check_on_cpu_${part} PROPERTIES LABELS unit TIMEOUT 300 ENVIRONMENT "${cache}")
   add_test(NAME gpu_check_${part} COMMAND gpu_check ${part})
-  set_tests_properties(gpu_check_${part} PROPERTIES LABELS gpu SKIP_RETURN_CODE 77 TIMEOUT 240 RUN_SERIAL TRUE)
+  set_tests_properties(gpu_check_${part} PROPERTIES LABELS gpu SKIP_RETURN_CODE 77 TIMEOUT 240 RUN_SERIAL TRUE
+                                                        ENVIRONMENT "${cache}")
 endforeach()
 
 # memcheck: no access outside an allocation. racecheck: no hazard in shared memory.
@@ -21,7 +23,8 @@ if(LMCN_COMPUTE_SANITIZER)
     foreach(part bytes order plans verify)
       add_test(NAME gpu_check_${part}_${tool} COMMAND "${LMCN_COMPUTE_SANITIZER}" --tool ${tool} --error-exitcode 1
                                                       $<TARGET_FILE:gpu_check> ${part} --small)
-      set_tests_properties(gpu_check_${part}_${tool} PROPERTIES LABELS gpu SKIP_RETURN_CODE 77 TIMEOUT 120 RUN_SERIAL TRUE)
+      set_tests_properties(gpu_check_${part}_${tool} PROPERTIES LABELS gpu SKIP_RETURN_CODE 77 TIMEOUT 120 RUN_SERIAL TRUE
+                                                                      ENVIRONMENT "${cache}")
     endforeach()
   endforeach()
 endif()

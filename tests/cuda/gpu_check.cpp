@@ -5,7 +5,8 @@
 //   order   copies wait for the engine's streams and the streams for copies
 //   reuse   slots given away and filled again under load
 //   verify  checksums taken on the device beside the host's, of whole and of damaged images
-// Without PART all of them. Each in pageable and in registered host memory, and on every path a copy can take.
+// Without PART all of them. Each by every path that a copy can take and by the calibrated choice, in an arena that the copier
+// registers with CUDA while copies run and in one that somebody else has registered.
 #include "gpu_check.hpp"
 
 #include <cstdio>
@@ -17,7 +18,9 @@
 #include <string>
 #include <vector>
 
+#include "copy_path.hpp"
 #include "lmcn/version.hpp"
+#include "memory/slot_image.hpp"
 
 namespace lmcn::gpu_check {
 
@@ -115,6 +118,18 @@ void check_plans(GpuBackend& backend, int plans) {
   std::printf("  plans: %d random ones, every byte as expected\n", plans);
 }
 
+/// Whether the path asked for is here at all: of a copier over one page.
+Status can_be_made(GpuBackend& backend) {
+  const PagedKvLayout paged = PagedKvLayout::opaque({backend.allocate(4096)}, 1, 4096, 4096);
+  const SlotLayout slot = SlotLayout::make(paged, 1).value();
+  const std::uint64_t bytes = image_bytes(static_cast<std::uint64_t>(slot.rank_bytes));
+  std::byte* const arena = backend.allocate_arena(bytes);
+  const Status status = backend.make(paged, slot, arena, bytes, {}).status();
+  backend.release_arena(arena);
+  backend.release_all();
+  return status;
+}
+
 int run(const std::set<std::string>& parts, bool small) {
   const CudaStatus status = cuda_status();
   if (status.devices == 0) {
@@ -130,13 +145,25 @@ int run(const std::set<std::string>& parts, bool small) {
     GpuBackend backend(false);
     check_verify(backend, small ? 10 : 200);
   }
-  for (const bool registered : {false, true}) {
-    GpuBackend backend(registered);
-    std::printf("%s arena\n", backend.host_memory());
-    if (parts.contains("bytes")) check_bytes(backend, small ? 7 : 1);
-    if (parts.contains("plans")) check_plans(backend, small ? 25 : 100);
-    if (parts.contains("order")) check_order(backend, small ? 4 : 50);
-    if (parts.contains("reuse")) check_reuse(backend, small ? 40 : 2000);
+  std::vector<std::string> paths;
+  for (const PathKind kind : kAllPaths) paths.emplace_back(path_name(kind));
+  paths.emplace_back("auto");
+  for (const std::string& path : paths) {
+    check(setenv("LMCN_COPY_PATH", path.c_str(), 1) == 0 ? "" : "setenv", "LMCN_COPY_PATH");
+    for (const bool registered : {false, true}) {
+      GpuBackend backend(registered);
+      const Status status = can_be_made(backend);
+      if (status.code() == Code::kUnavailable) {
+        std::printf("path %s: not to be had here: %s\n", path.c_str(), status.message().c_str());
+        break;
+      }
+      check(status, "path " + path);
+      std::printf("path %s, %s arena\n", path.c_str(), backend.host_memory());
+      if (parts.contains("bytes")) check_bytes(backend, small ? 7 : 1);
+      if (parts.contains("plans")) check_plans(backend, small ? 10 : 100);
+      if (parts.contains("order")) check_order(backend, small ? 2 : 25);
+      if (parts.contains("reuse")) check_reuse(backend, small ? 30 : 1000);
+    }
   }
 #ifdef LMCN_FAKE_CUDART
   std::printf("gpu_check: passed on the fake runtime; says nothing about a GPU\n");

@@ -21,12 +21,12 @@ void check(const std::string& error, const std::string& what);
 void check(const Status& status, const std::string& what);
 #define CHECK_CUDA(call) ::lmcn::gpu_check::check((call), #call)
 
-/// Memory of kDevice, an arena that is registered with CUDA or not, and the CUDA copier.
+/// Memory of kDevice, an arena that is registered with CUDA before a copier sees it or only by the copier, and the CUDA copier.
 class GpuBackend final : public copier_suite::Backend {
  public:
   explicit GpuBackend(bool registered) : registered_(registered) {}
   ~GpuBackend() override { release_all(); }
-  const char* host_memory() const { return registered_ ? "registered" : "pageable"; }
+  const char* host_memory() const { return registered_ ? "registered" : "new"; }
 
   std::byte* allocate(std::size_t bytes) override;
   void release_all() override;

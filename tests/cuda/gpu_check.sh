@@ -19,7 +19,10 @@ build=.build/gpu
 measured=$build/measured
 checks=$measured/checks.tsv
 failed=0
+# Calibrations are made anew: none of another build or day counts.
+rm -rf "$measured"
 mkdir -p "$measured"
+export XDG_CACHE_HOME=$PWD/$measured/cache
 : >"$checks"
 
 # step NAME COMMAND...: 77 is "not run", which is no success either.
