@@ -52,7 +52,7 @@ bench-writes: tools ## what NVMe reclaim costs in writes and gains in hits (BENC
 simulate: tools ## hit rates of the eviction policies on a trace of requests (SIM_ARGS="--help")
 	@$(STAGE) simulate $(SIM_ARGS)
 
-gpu-check: tools ## prove the CUDA kernels on this machine's GPU; fails without one
+gpu-check: ## prove and measure the CUDA copier on this machine's GPU; fails without one, needs no network (docs/gpu.md)
 	@$(STAGE) gpu_check
 
 demo: tools ## real vLLM: time to first token cold, from host memory, from NVMe after a restart and after kill -9 (DEMO_ARGS="--help")

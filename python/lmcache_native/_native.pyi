@@ -22,6 +22,12 @@ def cuda_status() -> dict[str, str | int | bool]:
     Whether CUDA can be used here: built, devices, error (cudaError_t of the probe; 35: no driver), message. Never raises.
     """
 
+def io_engine_note() -> str:
+    """
+    Which I/O engine a store opened here would get, and why: makes one, with a ring set up and tried where there is io_uring, and
+    drops it. InvalidArgument: LMCN_IO_ENGINE is wrong. Unavailable: it asks for an engine that cannot be had.
+    """
+
 class ChunkKeys:
     """
     Immutable array of n 32-byte chunk keys, n x 32 bytes of memory. Slices with step 1 share it. Thread-safe; picklable.

@@ -120,6 +120,9 @@ test_e2e() {
   LMCN_MODEL_TINY_QWEN3=$(tests/env/model.sh tiny-qwen3)
   export LMCN_MODEL_SMOLLM2 LMCN_MODEL_TINY_QWEN3
   use_engine_site "$engine/bin/python"
+  if [[ -f .build/gpu/tests/cuda/libcopier_c_on_cpu.so ]]; then
+    LMCN_GPU_PYTHON=$engine/bin/python gpu_check --on-cpu
+  fi
   # Those tests of the package that need torch, which the tools environment lacks.
   "$engine/bin/python" -m pytest tests/python/test_hashing.py tests/python/test_store.py --timeout 300 -q -rs
   "$engine/bin/python" -m pytest tests/e2e tests/python/vllm_integration --timeout 900 -q -rs --durations 10
@@ -138,7 +141,7 @@ lint() {
   .venv/bin/ruff check . || bad=1
   .venv/bin/ruff format --check --exclude '*.md' . || bad=1
   .venv/bin/mypy --strict python/lmcache_native examples/demo || bad=1
-  shellcheck -x -P SCRIPTDIR .ci/run tests/env/*.sh tests/fuzz/*.sh || bad=1
+  shellcheck -x -P SCRIPTDIR .ci/run cmake/*.sh tests/cuda/*.sh tests/env/*.sh tests/fuzz/*.sh || bad=1
   return $bad
 }
 
@@ -148,12 +151,28 @@ format() {
   .venv/bin/ruff format --exclude '*.md' .
 }
 
-gpu_check() {
-  local code=0
+# The CUDA sources by nvcc for every architecture, warnings and spilled registers being errors; then the steps of gpu-check with
+# programs on the fake runtime. No GPU is needed.
+cuda_build() {
   build_cpp gpu
-  "$(find .build/gpu -type f -name gpu_check -perm -u+x | head -n 1)" || code=$?
-  ((code != 77)) || die "no GPU: nothing proven"
-  return $code
+  .venv/bin/python tests/cuda/kernel_resources.py .build/gpu --json .build/gpu/kernels.json
+  test_cpp gpu-scripts
+}
+
+# The wheel with CUDA from the toolkit wheels, and what it does where no driver is.
+cuda_wheel() {
+  local toolkit nvcc folder=.build/cuda-wheel
+  toolkit=$(tests/env/cuda.sh)
+  nvcc=$(echo "$toolkit"/lib/python3*/site-packages/nvidia/cu*/bin/nvcc)
+  rm -rf "$folder"
+  CUDACXX=$nvcc LMCN_CUDA=ON .venv/bin/python -m pip wheel --quiet --no-deps --no-build-isolation \
+    --config-settings=build-dir=.build/cuda-wheel-build --wheel-dir "$folder" .
+  .venv/bin/python tests/python/check_wheel.py --cuda --allow-missing --wheel "$(echo "$folder"/lmcache_native-*.whl)"
+}
+
+# gpu_check [--on-cpu]
+gpu_check() {
+  tests/cuda/gpu_check.sh "$@"
 }
 
 # crash [ARGUMENTS...]: the crash tests at length. Arguments go to each of them.
