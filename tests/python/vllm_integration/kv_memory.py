@@ -14,14 +14,13 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl, _get_attn_isa
+from vllm.v1.core.kv_cache_utils import get_kv_cache_config_from_groups
 from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
-    KVCacheConfig,
     KVCacheGroupSpec,
     KVCacheLayout,
-    KVCacheTensor,
-    create_kv_cache_views,
 )
+from vllm.v1.worker.utils import allocate_kv_cache
 
 from lmcache_native import KeyDeriver, PagedCopier, Store, make_namespace
 from lmcache_native.integration.vllm.pages import TokenPages, describe
@@ -72,26 +71,18 @@ class Paged:
         kv_cache_dtype: str = "auto",
         model_dtype: Any = None,
     ) -> None:
-        self.spec = spec
+        self.spec, self.kv_layout = spec, kv_layout
         self.names = [f"model.layers.{index}.attn" for index in range(layers)]
-        page = spec.page_size_bytes
-        size = layers * BLOCKS * page
-        block_outermost = kv_layout.is_block_outermost
-        placement = KVCacheTensor(
-            size=size,
-            layers=self.names,
-            layer_stride=page if block_outermost else page * BLOCKS,
-            block_stride=page * layers if block_outermost else page,
-        )
-        if kv_layout is KVCacheLayout.LHBNC:
-            placement.block_stride = page // spec.num_heads
-        if kv_layout is KVCacheLayout.BHLNC:
-            placement.layer_stride = page // spec.num_heads
-        self.raw = torch.randint(-128, 128, (size,), dtype=torch.int8, generator=torch.Generator().manual_seed(7))
-        views = create_kv_cache_views(self.raw, spec, BLOCKS, kv_layout, placement, kernel_block_tokens)
-        self.caches = dict(zip(self.names, views, strict=True))
         self.group = KVCacheGroupSpec(self.names, spec)
-        self.config = KVCacheConfig(BLOCKS, [placement], [self.group])
+        cache_config = SimpleNamespace(num_gpu_blocks_override=BLOCKS, prefix_cache_retention_interval=None)
+        cache_config.get_resolved_kv_cache_layout = lambda: kv_layout
+        planner = SimpleNamespace(cache_config=cache_config, attention_config=SimpleNamespace(hisparse_config=None))
+        self.config = get_kv_cache_config_from_groups(planner, [self.group], 1 << 40)
+        sizes = None if kernel_block_tokens is None else [kernel_block_tokens]
+        self.caches = allocate_kv_cache(self.config, torch.device("cpu"), kv_layout, sizes)
+        storage = self.caches[self.names[0]].untyped_storage()
+        self.raw = torch.tensor([], dtype=torch.int8).set_(storage)
+        self.raw.copy_(torch.randint(-128, 128, self.raw.shape, dtype=torch.int8, generator=torch.Generator().manual_seed(7)))
         self.layers = {name: layer or self._layer(write, kv_cache_dtype) for name in self.names}
         self.vllm_config = SimpleNamespace(
             compilation_config=SimpleNamespace(static_forward_context=self.layers),
