@@ -90,10 +90,8 @@ struct RunGroup {
   LMCN_HD bool contiguous() const { return outer.count == 1 && inner.count == 1; }
 };
 
-/// The runs of tokens [token_of_item, token_of_item + tokens) of one block, for kElement of one head, else of all heads.
-LMCN_HD RunGroup block_runs(const PlaneGeometry& plane, const PageCounts& counts, const CopyItem& item,
-                            const std::int64_t* block_ids, std::int64_t token_of_item, std::int64_t tokens, std::int64_t head) {
-  const ElementPlace at = element_place(plane, counts, item, block_ids, token_of_item, head, 0);
+/// The runs of `tokens` tokens of one block, for kElement of one head, else of all heads. `at`: of the first of them.
+LMCN_HD RunGroup runs_from(const PlaneGeometry& plane, const PageCounts& counts, const ElementPlace& at, std::int64_t tokens) {
   const std::int64_t token_bytes = counts.token_bytes();
   RunGroup group{at.paged, at.slot, 0, {}, {}};
   switch (plane.level) {
@@ -116,6 +114,12 @@ LMCN_HD RunGroup block_runs(const PlaneGeometry& plane, const PageCounts& counts
       break;
   }
   return group;
+}
+
+/// The same of tokens [token_of_item, token_of_item + tokens) of an item, which lie in one block.
+LMCN_HD RunGroup block_runs(const PlaneGeometry& plane, const PageCounts& counts, const CopyItem& item,
+                            const std::int64_t* block_ids, std::int64_t token_of_item, std::int64_t tokens, std::int64_t head) {
+  return runs_from(plane, counts, element_place(plane, counts, item, block_ids, token_of_item, head, 0), tokens);
 }
 
 /// Calls emit(const RunGroup&) for planes [plane_begin, plane_end) of an item, in slot order, each byte exactly once.

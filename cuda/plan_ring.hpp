@@ -1,0 +1,61 @@
+// Host memory that kernels read: filled before a launch, and not used again before an event says that the launch has run.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <vector>
+
+#include "lmcn/status.hpp"
+
+namespace lmcn {
+
+/// Mapped memory used in a circle. Not thread-safe but for mutex(), which its user holds from take() to keep().
+class PlanRing {
+ public:
+  struct Slice {
+    std::byte* host = nullptr;
+    const std::byte* device = nullptr;  // the same bytes as kernels address them
+  };
+
+  PlanRing() = default;
+  ~PlanRing();  // waits for the launches that have not run
+  PlanRing(const PlanRing&) = delete;
+  PlanRing& operator=(const PlanRing&) = delete;
+
+  /// Allocates. REQUIRES: the device is current; called once.
+  Status create(std::size_t bytes);
+  std::mutex& mutex() { return mutex_; }
+
+  /// `bytes` in a row, 64-byte aligned; waits for the oldest launch while there is no room. REQUIRES: 1 <= bytes <= size of the
+  /// ring.
+  Status take(std::size_t bytes, Slice& slice);
+  /// The slice taken last is read by what `stream` holds so far; also when a launch failed, for it may have begun. After an error
+  /// of this or of waiting the ring gives out nothing more: what the device still reads is not known.
+  Status keep(cudaStream_t stream);
+
+  /// Launches not known to have run.
+  std::size_t pending() const { return launches_.size(); }
+
+ private:
+  struct Launch {
+    std::size_t begin = 0, end = 0;
+    cudaEvent_t event = nullptr;
+  };
+  bool place(std::size_t bytes, std::size_t& begin) const;
+  Status retire(bool wait);
+
+  std::mutex mutex_;
+  std::byte* host_ = nullptr;
+  const std::byte* device_ = nullptr;
+  std::size_t bytes_ = 0;
+  std::size_t taken_begin_ = 0, taken_bytes_ = 0;
+  std::deque<Launch> launches_;  // in order of place, the oldest first
+  std::vector<cudaEvent_t> free_events_;
+  Status broken_;
+};
+
+}  // namespace lmcn
