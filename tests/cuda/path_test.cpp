@@ -135,9 +135,10 @@ TEST_P(CudaPath, AfterTheDeviceIsLostSlotsKeepNoWord) {
   ASSERT_TRUE(copier_->submit(job(1, CopyDirection::kGather, {0, 1})).ok());
   EXPECT_EQ(only_result(1).message, "cudaEventElapsedTime: an illegal memory access was encountered (700)");
   for (const std::size_t s : {0, 1}) EXPECT_EQ(state(s), RankState::kEmpty);
-  ASSERT_TRUE(copier_->submit(job(2, CopyDirection::kScatter, {0})).ok());
+  ASSERT_TRUE(copier_->submit(engine_job(2, CopyDirection::kScatter, {0})).ok());
   EXPECT_EQ(only_result(2).message, "cudaEventRecord: an illegal memory access was encountered (700)");
   EXPECT_EQ(loads_done(arena_->image(0), 1), 1u) << "nothing was issued";
+  fake_cuda::reset();  // else the arena stays registered, as it would on a lost device
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CudaPath, testing::Values("memcpy", "batch", "staged", "kernel"),
@@ -167,7 +168,7 @@ TEST_F(CudaBatch, ADriverWithoutItIsUnavailable) {
   EXPECT_EQ(make(), "unavailable: batch: cudaGetDriverEntryPointByVersion: invalid argument (1)");
   fake_cuda::reset();
   fake_cuda::fail("cudaGetDriverEntryPointByVersion", 1, cudaErrorNotSupported);
-  EXPECT_EQ(make(), "") << "the other version was asked for and found";
+  EXPECT_EQ(make(), "ok") << "the other version was asked for and found";
 }
 
 TEST_F(CudaBatch, BatchesAreBounded) {
