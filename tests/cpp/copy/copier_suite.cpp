@@ -310,7 +310,7 @@ ArenaModel::ArenaModel(Backend& backend, const Case& c, const SlotLayout& slot, 
 }
 
 ArenaModel::~ArenaModel() {
-  std::free(base_);
+  backend_.release_arena(base_);
 }
 
 void ArenaModel::expect_unchanged() {
