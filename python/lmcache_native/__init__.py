@@ -11,6 +11,7 @@ from lmcache_native._native import build_info, cuda_status
 from lmcache_native.errors import (
     Aborted,
     Corruption,
+    CudaUnavailable,
     DeadlineExceeded,
     FormatVersion,
     InternalError,
@@ -51,6 +52,7 @@ __all__ = [
     "CopyDirection",
     "CopyDone",
     "Corruption",
+    "CudaUnavailable",
     "DeadlineExceeded",
     "FormatVersion",
     "InternalError",

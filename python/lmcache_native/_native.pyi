@@ -587,9 +587,12 @@ class PagedCopier:
         """
 
     @staticmethod
-    def cuda(arena: Store | ArenaAttachment, paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, device: int = 0, owner: object = None) -> PagedCopier:
+    def cuda(arena: Store | ArenaAttachment, paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, device: int = 0, slot_bytes: int = 0, owner: object = None) -> PagedCopier:
         """
-        Copier for paged memory on a CUDA device, ordered by events. Unavailable when built without CUDA or without driver or device.
+        Copier for paged memory on a CUDA device, ordered by events. How bytes move is measured once (see `details`), unless LMCN_COPY_PATH is
+        memcpy, batch, kernel or staged. slot_bytes: of a slot image, if known: the arena is registered with CUDA in pieces that hold whole slots.
+        CudaUnavailable when built without CUDA or without driver or device. InvalidArgument: `paged` is not memory of the device, or LMCN_COPY_PATH
+        has another value.
         """
 
     def submit(self, id: int, direction: Literal['store', 'load'] | CopyDirection, slot_offsets: lmcache_native._types.IntArray, generations: lmcache_native._types.IntArray, first_tokens: lmcache_native._types.IntArray | None, tokens: lmcache_native._types.IntArray, block_begin: lmcache_native._types.IntArray, block_ids: lmcache_native._types.IntArray, token_in_block: lmcache_native._types.IntArray | None = None, stream: int = 0, layer_by_layer: bool = False) -> None:
@@ -625,7 +628,16 @@ class PagedCopier:
 
     @property
     def name(self) -> str:
-        """'host' or 'cuda-memcpy'."""
+        """
+        'host', or 'cuda-' and 'memcpy', 'batch', 'kernel' or 'staged': for stores and loads, joined by '+' where they differ.
+        """
+
+    @property
+    def details(self) -> str:
+        """
+        For a log, in one line: why these paths (the GB/s of each that was measured), what fell back and why, how much of the arena is registered
+        with CUDA by now. '' when there is nothing to say.
+        """
 
 def inspect_store(path: str, namespaces: bool = False) -> dict[str, Any]:
     """

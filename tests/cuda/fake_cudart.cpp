@@ -78,7 +78,7 @@ int g_driver = 13000;
 std::size_t g_lockable = SIZE_MAX;
 bool g_ignore_waits = false;
 std::string g_fault;
-std::set<Event*> g_events;
+std::map<Event*, std::shared_ptr<Event>> g_events;  // a stream may still wait for one that was destroyed
 
 thread_local int t_device = 0;
 thread_local cudaError_t t_last = cudaSuccess;
@@ -602,29 +602,27 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event_handle, u
   std::lock_guard lock(g_mutex);
   if (const auto error = injected("cudaStreamWaitEvent")) return *error;
   Stream* const stream = resolve(handle, t_device);
-  const Event* const event = reinterpret_cast<Event*>(event_handle);
-  if (stream == nullptr || !g_events.contains(reinterpret_cast<Event*>(event_handle)))
-    return fail_with(cudaErrorInvalidResourceHandle);
+  const auto found = g_events.find(reinterpret_cast<Event*>(event_handle));
+  if (stream == nullptr || found == g_events.end()) return fail_with(cudaErrorInvalidResourceHandle);
   if (g_ignore_waits) return cudaSuccess;
   // Waits for the last record before this call; a later one does not matter.
-  stream->push([record = event->last] { return record == nullptr || record->reached; }, {});
+  stream->push([record = found->second->last] { return record == nullptr || record->reached; }, {});
   return cudaSuccess;
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
   std::lock_guard lock(g_mutex);
   if (const auto error = injected("cudaEventCreateWithFlags")) return *error;
-  auto* const made = new Event{.device = t_device, .timing = (flags & cudaEventDisableTiming) == 0};
-  g_events.insert(made);
+  auto made = std::make_shared<Event>(Event{.device = t_device, .timing = (flags & cudaEventDisableTiming) == 0});
+  *event = reinterpret_cast<cudaEvent_t>(made.get());
+  g_events.emplace(made.get(), std::move(made));
   ++g_state.live_events;
-  *event = reinterpret_cast<cudaEvent_t>(made);
   return cudaSuccess;
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t handle) {
   std::lock_guard lock(g_mutex);
   g_events.erase(reinterpret_cast<Event*>(handle));
-  delete reinterpret_cast<Event*>(handle);
   --g_state.live_events;
   return cudaSuccess;
 }
@@ -633,12 +631,12 @@ cudaError_t cudaEventRecord(cudaEvent_t event_handle, cudaStream_t handle) {
   std::lock_guard lock(g_mutex);
   if (const auto error = injected("cudaEventRecord")) return *error;
   Stream* const stream = resolve(handle, t_device);
-  auto* const event = reinterpret_cast<Event*>(event_handle);
-  if (stream == nullptr || !g_events.contains(event) || stream->device() != event->device) {
+  const auto found = g_events.find(reinterpret_cast<Event*>(event_handle));
+  if (stream == nullptr || found == g_events.end() || stream->device() != found->second->device) {
     return fail_with(cudaErrorInvalidResourceHandle);
   }
-  event->last = std::make_shared<Record>();
-  stream->push({}, [record = event->last, stream] {
+  const auto record = found->second->last = std::make_shared<Record>();
+  stream->push({}, [record, stream] {
     std::lock_guard guard(g_mutex);
     record->reached = true;
     record->when = Clock::now();
