@@ -635,8 +635,8 @@ cudaError_t cudaEventRecord(cudaEvent_t event_handle, cudaStream_t handle) {
   if (stream == nullptr || found == g_events.end() || stream->device() != found->second->device) {
     return fail_with(cudaErrorInvalidResourceHandle);
   }
-  const auto record = found->second->last = std::make_shared<Record>();
-  stream->push({}, [record, stream] {
+  found->second->last = std::make_shared<Record>();
+  stream->push({}, [record = found->second->last, stream] {
     std::lock_guard guard(g_mutex);
     record->reached = true;
     record->when = Clock::now();

@@ -66,12 +66,9 @@ fuzz() {
   tests/fuzz/run.sh --seconds "$@"
 }
 
-# Not rendezvous: once in some 100,000 messages its owner did not answer within 10 s on a busy machine, for a reason not yet known.
-# `make fuzz` has it.
+# The same run each time: what fails it is the change. `make fuzz` explores.
 fuzz_ci() {
-  local target chosen=()
-  for target in checkpoint footer region slot_header superblock config; do chosen+=(--target "$target"); done
-  fuzz 60 "${chosen[@]}"
+  fuzz 60 --seed 1
 }
 
 build_wheel() {
