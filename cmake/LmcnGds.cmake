@@ -2,7 +2,8 @@
 #
 # Everything comes from wheels (requirements-gds-build.txt): libkvikio, rapids_logger, and headers of CUDA and cuFile in
 # site-packages/nvidia/cu13, of LMCN_GDS_PYTHON, else Python_EXECUTABLE, else python3. kvikio's own CMake package is not used: it needs
-# CMake 4, a whole CUDA toolkit and a development link to libcufile, of which the wheels have none. What it would say is few lines.
+# CMake 4, a whole CUDA toolkit and a development link to libcufile, of which the wheels have none. What decides the ABI is read from
+# its files, though: the definitions that its headers were compiled with.
 #
 # The plugin names libkvikio.so as needed and has no run path: Python's libkvikio.load_library() loads it (with what it needs) first.
 
@@ -57,6 +58,26 @@ print(folder('nvidia', 'cu13/include/cuda.h', 'cu13/include/cufile.h'))
   endif()
 endif()
 
+# The compile definitions that a targets file of kvikio's package gives to those who link to it.
+function(lmcn_kvikio_definitions file out)
+  set(${out} "NOTFOUND" PARENT_SCOPE)
+  if(EXISTS "${file}")
+    file(READ "${file}" text)
+    if(text MATCHES "INTERFACE_COMPILE_DEFINITIONS \"([^\"]*)\"")
+      string(REPLACE "\\$" "$" definitions "${CMAKE_MATCH_1}")
+      set(${out} "${definitions}" PARENT_SCOPE)
+    endif()
+  endif()
+endfunction()
+if(NOT LMCN_GDS_LACKS)
+  set(package "${LMCN_KVIKIO_ROOT}/lib64/cmake")
+  lmcn_kvikio_definitions("${package}/kvikio/kvikio-targets.cmake" LMCN_KVIKIO_DEFINITIONS)
+  lmcn_kvikio_definitions("${package}/bs_thread_pool/bs_thread_pool-targets.cmake" LMCN_THREAD_POOL_DEFINITIONS)
+  if(NOT LMCN_KVIKIO_DEFINITIONS OR NOT LMCN_THREAD_POOL_DEFINITIONS)
+    set(LMCN_GDS_LACKS "no compile definitions in ${package}: it is not the package of libkvikio ${LMCN_KVIKIO_SERIES}")
+  endif()
+endif()
+
 if(LMCN_GDS_LACKS)
   if(LMCN_GDS STREQUAL "ON")
     message(FATAL_ERROR "LMCN_GDS=ON, but ${LMCN_GDS_LACKS}.\npip install -r requirements-gds-build.txt "
@@ -71,6 +92,5 @@ message(STATUS "GPUDirect Storage: libkvikio ${LMCN_KVIKIO_VERSION} at ${LMCN_KV
 add_library(lmcn_kvikio INTERFACE)
 target_include_directories(lmcn_kvikio SYSTEM INTERFACE "${LMCN_KVIKIO_ROOT}/include" "${LMCN_RAPIDS_LOGGER_ROOT}/include"
                                                         "${LMCN_GDS_NVIDIA}/cu13/include")
-# As kvikio's own package says: which members its headers have.
-target_compile_definitions(lmcn_kvikio INTERFACE KVIKIO_LIBCURL_FOUND KVIKIO_CUFILE_FOUND KVIKIO_CUFILE_VERSION_API_FOUND)
+target_compile_definitions(lmcn_kvikio INTERFACE ${LMCN_KVIKIO_DEFINITIONS} ${LMCN_THREAD_POOL_DEFINITIONS})
 target_link_libraries(lmcn_kvikio INTERFACE "${LMCN_KVIKIO_ROOT}/lib64/libkvikio.so" Threads::Threads ${CMAKE_DL_LIBS})

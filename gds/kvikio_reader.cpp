@@ -107,7 +107,7 @@ int open(LmcnGdsReader* reader, int fd, int writable, std::uint32_t* file, LmcnG
     // By way of the descriptor: what is at the path may be another file by now.
     const std::string path = "/proc/self/fd/" + std::to_string(fd);
     const kvikio::CompatMode mode = reader->options.allow_compat != 0 ? kvikio::CompatMode::ON : kvikio::CompatMode::OFF;
-    auto handle = std::make_shared<kvikio::FileHandle>(path, writable != 0 ? "+" : "r", kvikio::FileHandle::m644, mode);
+    auto handle = std::make_shared<kvikio::FileHandle>(path, writable != 0 ? "r+" : "r", kvikio::FileHandle::m644, mode);
     std::lock_guard lock(reader->mutex);
     *file = reader->next_file++;
     reader->files.emplace(*file, std::move(handle));

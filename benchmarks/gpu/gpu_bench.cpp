@@ -1,6 +1,6 @@
 // Measures the CUDA copier on this machine's GPU: ceilings, each path a copy can take and the calibrated choice beside plain
-// cudaMemcpyAsync, and the kernels alone.
-//   gpu_bench --out FILE [--small]     0: FILE has a JSON object a line. 1: an error or wrong bytes. 77: no GPU here.
+// cudaMemcpyAsync, the kernels alone, and files of DIR to the device.
+//   gpu_bench --out FILE [--path DIR] [--small]     0: FILE has a JSON object a line. 1: an error or wrong bytes. 77: no GPU here.
 // GB are 1e9 bytes; seconds are of device events around all that a job enqueues, medians of 7. benchmarks/gpu/report.py judges.
 #include <chrono>
 #include <cstdio>
@@ -178,6 +178,7 @@ int run_all(const Options& options, const char* out) {
   measure_ceilings(options, lines);
   measure_paths(options, lines);
   measure_kernels(options, lines);
+  measure_storage(options, lines);
   lines.write("end", {});
   std::fclose(file);
   return 0;
@@ -195,8 +196,10 @@ int main(int argc, char** argv) {
       options.rounds = 3;
     } else if (std::strcmp(argv[i], "--out") == 0 && i + 1 < argc) {
       out = argv[++i];
+    } else if (std::strcmp(argv[i], "--path") == 0 && i + 1 < argc) {
+      options.folder = argv[++i];
     } else {
-      std::fprintf(stderr, "gpu_bench: %s: must be --out FILE or --small\n", argv[i]);
+      std::fprintf(stderr, "gpu_bench: %s: must be --out FILE, --path DIR or --small\n", argv[i]);
       return 2;
     }
   }

@@ -29,6 +29,7 @@ void check(const Status& status, const std::string& what);
 struct Options {
   bool small = false;  // on the fake runtime: shows that the program runs
   int rounds = 7;      // of which the median counts
+  std::string folder;  // on the drive to be measured; empty: none is
 };
 
 /// One JSON object a line. Strings are ours: nothing in them needs escaping but quotes and backslashes.
@@ -117,6 +118,7 @@ class Rig {
 void measure_ceilings(const Options& options, Lines& lines);
 void measure_paths(const Options& options, Lines& lines);
 void measure_kernels(const Options& options, Lines& lines);
+void measure_storage(const Options& options, Lines& lines);
 
 /// Pages' sizes and how many, of all measurements by path: 16 to 16,384 runs as long as they are no more than 1 GiB.
 std::vector<std::pair<std::int64_t, std::int64_t>> shapes(const Options& options);

@@ -9,6 +9,7 @@
 #include <span>
 #include <string>
 
+#include "copy_path.hpp"
 #include "lmcn/paged_copy.hpp"
 #include "lmcn/version.hpp"
 #include "memory/slot_image.hpp"
@@ -40,6 +41,13 @@ EXPORTED int lmcn_c_devices(char* message, std::size_t message_bytes) {
   const CudaStatus status = cuda_status();
   say(status.message, message, message_bytes);
   return status.error == 0 ? status.devices : -1;
+}
+
+/// The values of LMCN_COPY_PATH that force a path, with commas between them.
+EXPORTED void lmcn_c_paths(char* names, std::size_t bytes) {
+  std::string all;
+  for (const PathKind kind : kAllPaths) all += (all.empty() ? "" : ",") + std::string(path_name(kind));
+  say(all, names, bytes);
 }
 
 /// `numbers`: layers, planes, num_blocks, block_tokens, heads, head_dim, element_bytes, chunk_tokens; then per layer its base and

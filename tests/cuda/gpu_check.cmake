@@ -31,6 +31,7 @@ endif()
 
 # The copier for Python that has torch, but not our package.
 add_library(copier_c SHARED copier_c.cpp)
+target_include_directories(copier_c PRIVATE "${PROJECT_SOURCE_DIR}/cuda")
 target_link_libraries(copier_c PRIVATE lmcn_copy lmcn_cuda lmcn_flags)
 target_link_options(copier_c PRIVATE -Wl,--exclude-libs,ALL)
 add_library(copier_c_on_cpu SHARED copier_c.cpp)

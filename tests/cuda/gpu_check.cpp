@@ -23,16 +23,24 @@
 #include "memory/slot_image.hpp"
 
 namespace lmcn::gpu_check {
+namespace {
+
+// Other threads may be in the middle of something: nothing is destroyed.
+[[noreturn]] void fail(const std::string& what, const std::string& why) {
+  std::fflush(stdout);
+  std::fprintf(stderr, "gpu_check: FAILED: %s: %s\n", what.c_str(), why.c_str());
+  std::_Exit(1);
+}
+
+}  // namespace
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  std::fprintf(stderr, "gpu_check: FAILED: %s: %s (%d)\n", what, cudaGetErrorString(error), static_cast<int>(error));
-  std::exit(1);
+  fail(what, std::string(cudaGetErrorString(error)) + " (" + std::to_string(static_cast<int>(error)) + ")");
 }
 void check(const std::string& error, const std::string& what) {
   if (error.empty()) return;
-  std::fprintf(stderr, "gpu_check: FAILED: %s: %s\n", what.c_str(), error.c_str());
-  std::exit(1);
+  fail(what, error);
 }
 void check(const Status& status, const std::string& what) {
   check(status.ok() ? "" : status.to_string(), what);

@@ -70,7 +70,7 @@ step "tests against the copier suite, random plans, order, reuse" tests || true
 if [[ -z $suffix ]]; then step "compute-sanitizer" sanitizers || true; fi
 step "torch's indexing" "$python" tests/cuda/gpu_check_torch.py --library "$build/tests/cuda/libcopier_c$suffix.so" || true
 torch=()
-if step "measuring" "$build/benchmarks/gpu/gpu_bench$suffix" --out "$measured/bench.jsonl" "${small[@]}"; then
+if step "measuring" "$build/benchmarks/gpu/gpu_bench$suffix" --out "$measured/bench.jsonl" --path "${LMCN_GPU_PATH:-$measured}" "${small[@]}"; then
   if step "measuring torch" "$python" benchmarks/gpu/torch_baseline.py --out "$measured/torch.jsonl" "${small[@]}"; then
     torch=(--torch "$measured/torch.jsonl")
   fi

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <latch>
 #include <random>
@@ -78,16 +79,21 @@ struct World {
 /// Host memory that copies of an engine's stream may use without holding their caller.
 class Pinned {
  public:
-  explicit Pinned(std::size_t bytes) : memory_(bytes) {
-    CHECK_CUDA(cudaHostRegister(memory_.data(), memory_.size(), cudaHostRegisterDefault));
+  explicit Pinned(std::size_t bytes) : bytes_((bytes + kPageBytes - 1) / kPageBytes * kPageBytes) {
+    memory_ = static_cast<std::byte*>(std::aligned_alloc(kPageBytes, bytes_));
+    CHECK_CUDA(cudaHostRegister(memory_, bytes_, cudaHostRegisterDefault));
   }
-  ~Pinned() { CHECK_CUDA(cudaHostUnregister(memory_.data())); }
+  ~Pinned() {
+    CHECK_CUDA(cudaHostUnregister(memory_));
+    std::free(memory_);
+  }
   Pinned(const Pinned&) = delete;
   Pinned& operator=(const Pinned&) = delete;
-  std::byte* data() { return memory_.data(); }
+  std::byte* data() { return memory_; }
 
  private:
-  std::vector<std::byte> memory_;
+  const std::size_t bytes_;
+  std::byte* memory_ = nullptr;
 };
 
 bool all_are(const std::byte* memory, std::size_t bytes, std::byte value) {

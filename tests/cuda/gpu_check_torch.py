@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import mmap
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -75,6 +76,11 @@ class Library:
 
     def devices(self) -> int:
         return int(self.c.lmcn_c_devices(self.message, ctypes.c_size_t(len(self.message))))
+
+    def paths(self) -> list[str]:
+        """What LMCN_COPY_PATH may be."""
+        self.c.lmcn_c_paths(self.message, ctypes.c_size_t(len(self.message)))
+        return [*self.said().split(","), "auto"]
 
     @contextmanager
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Iterator[Any]:
@@ -237,8 +243,12 @@ def main() -> int:
     if not library.fake and library.devices() < 1:
         sys.stdout.write(f"gpu_check_torch: NO GPU HERE, NOTHING PROVEN: {library.devices()} {library.said()}\n")
         return 77
+    paths = library.paths()
     for layout in layouts():
-        names = {check(library, layout, seed) for seed in range(arguments.rounds)}
+        names = set()
+        for seed in range(arguments.rounds):
+            os.environ["LMCN_COPY_PATH"] = paths[seed % len(paths)]
+            names.add(check(library, layout, seed))
         sys.stdout.write(
             f"torch {torch.__version__} {layout.name}: {arguments.rounds} copies each way, equal ({', '.join(sorted(names))})\n"
         )

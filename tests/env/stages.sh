@@ -11,7 +11,7 @@ unset PYTHONPATH PYTHONHOME
 # build_cpp PRESET [CMAKE ARGUMENTS...]
 build_cpp() {
   local toolkit kvikio
-  if [[ $1 =~ ^(gpu|cuda-on-cpu)$ ]]; then
+  if [[ $1 =~ ^(gpu|cuda-on-cpu|cuda-on-cpu-tsan|cuda-coverage)$ ]]; then
     toolkit=$(cuda_toolkit)
     set -- "$@" "$toolkit"
   fi
@@ -46,6 +46,16 @@ coverage() {
   test_cpp coverage
   .venv/bin/gcovr --root . --object-directory .build/coverage --filter cpp/ --exclude-throw-branches -j "$JOBS" \
     --txt - --txt-summary --fail-under-line "${COVERAGE_PERCENT:-90}"
+}
+
+# The same of cuda/ and cpp/src/copy, by the tests that need no GPU.
+cuda_coverage() {
+  build_cpp cuda-coverage
+  find .build/cuda-coverage -name '*.gcda' -delete
+  test_cpp cuda-coverage
+  .build/cuda-coverage/tests/cpp/test_copy --gtest_brief=1
+  .venv/bin/gcovr --root . --object-directory .build/cuda-coverage --filter cuda/ --filter cpp/src/copy/ --exclude-throw-branches \
+    -j "$JOBS" --txt - --txt-summary --fail-under-line "${CUDA_COVERAGE_PERCENT:-95}"
 }
 
 # fuzz SECONDS [ARGUMENTS of tests/fuzz/run.sh...]

@@ -30,7 +30,8 @@ void destroy(LmcnGdsReader* reader) {
   --fake_gds().readers;
   delete reader;
 }
-int register_memory(LmcnGdsReader*, void*, std::uint64_t, LmcnGdsError) {
+int register_memory(LmcnGdsReader*, void*, std::uint64_t bytes, LmcnGdsError) {
+  fake_gds().registered_bytes = bytes;
   return 0;
 }
 // A file's number is its descriptor.

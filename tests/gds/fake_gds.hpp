@@ -20,6 +20,7 @@ enum class Fault : std::uint8_t {
 struct FakeGds {
   std::atomic<Fault> fault{Fault::kNone};
   std::atomic<bool> compat{true};
+  std::atomic<std::uint64_t> registered_bytes{0};
   std::atomic<int> reads{0}, hanging{0}, open_files{0}, readers{0};
 };
 /// The one of this process.

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <string>
@@ -23,6 +24,10 @@ using nvme::kMiB;
 const LmcnGdsPlugin* plugin_under_test();
 /// What DeviceLoader::name() then says.
 std::string name_under_test();
+/// Where pages and staging lie, and pages there; defined by each.
+int device_under_test();
+std::byte* allocate_pages(std::size_t bytes);
+void release_pages(std::byte* pages);
 
 class LoadFixture : public nvme::LogFixture {
  protected:
@@ -36,14 +41,16 @@ class LoadFixture : public nvme::LogFixture {
     options.max_record_bytes = 768 * kKiB;
     loading.rank_count = 3;
     loading.rank = 1;
+    loading.device = device_under_test();
     loading.plugin = plugin_under_test();
     loading.allow_compat = true;
     loading.buffer_bytes = 4 * kMiB;
     loading.in_flight = 4;
-    pages.assign(kLayers * kBlocks * kPlanes * kBlockTokens * kTokenBytes, kUntouched);
-    expected = pages;
+    expected.assign(kLayers * kBlocks * kPlanes * kBlockTokens * kTokenBytes, kUntouched);
+    pages = allocate_pages(expected.size());
+    forget_loads();
     for (std::int64_t l = 0; l < kLayers; ++l) {
-      PagedLayer layer{pages.data() + l * kBlocks * kPlanes * kBlockTokens * kTokenBytes, {}};
+      PagedLayer layer{pages + l * kBlocks * kPlanes * kBlockTokens * kTokenBytes, {}};
       for (std::int64_t p = 0; p < kPlanes; ++p) {
         layer.planes.push_back({.offset = p * kBlockTokens * kTokenBytes,
                                 .block = kPlanes * kBlockTokens * kTokenBytes,
@@ -60,6 +67,16 @@ class LoadFixture : public nvme::LogFixture {
     layout.element_bytes = kElementBytes;
     slot = SlotLayout::make(layout, kChunkTokens).value();
     open();
+  }
+
+  ~LoadFixture() override {
+    loader.reset();
+    release_pages(pages);
+  }
+
+  void forget_loads() {
+    expected.assign(expected.size(), kUntouched);
+    std::copy(expected.begin(), expected.end(), pages);
   }
 
   void make_loader() {
@@ -131,7 +148,7 @@ class LoadFixture : public nvme::LogFixture {
         }
   }
   /// Every byte of all pages, those nothing was loaded into too.
-  void expect_pages() { EXPECT_TRUE(pages == expected) << "pages differ from what was loaded"; }
+  void expect_pages() { EXPECT_TRUE(std::equal(expected.begin(), expected.end(), pages)) << "pages differ from what was loaded"; }
 
   DeviceLoadDone result(std::uint64_t id) {
     const std::uint64_t waited[] = {id};
@@ -160,7 +177,8 @@ class LoadFixture : public nvme::LogFixture {
   DeviceLoaderOptions loading;
   PagedKvLayout layout;
   SlotLayout slot;
-  std::vector<std::byte> pages, expected;
+  std::byte* pages = nullptr;
+  std::vector<std::byte> expected;
   std::int64_t next_block = 0;
   std::unique_ptr<DeviceLoader> loader;
 };

@@ -15,8 +15,7 @@ TEST_F(Load, RecordsReachTheirPagesForEachRank) {
     EXPECT_EQ(loader->name(), name_under_test());
     DeviceLoadJob job{.id = rank};
     for (const DeviceLoadItem& item : items) add(job, item);
-    std::fill(pages.begin(), pages.end(), kUntouched);
-    expected = pages;
+    forget_loads();
     for (std::uint32_t id = 0; id < 20; ++id) expect_loaded(job, id, id);
     const DeviceLoadDone done = load(job);
     EXPECT_TRUE(done.ok) << (done.failed.empty() ? "" : done.failed[0].status.to_string());

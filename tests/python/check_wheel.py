@@ -65,8 +65,8 @@ paged = native.PagedKvLayout.opaque([1 << 20], 4, 4096, 4096)
 with native.Store(host_bytes=16 << 20) as store:
     try:
         native.PagedCopier.cuda(store, paged, native.SlotLayout.make(paged, 1))
-    except native.Unavailable as error:
-        print("no device:", type(error).__name__, "-", error)
+    except native.CudaUnavailable as error:
+        print("no device:", error)
     else:
         raise AssertionError("a copier without a device")
 """

@@ -1,6 +1,8 @@
 // Staging in host memory: for pages in host memory, and for what is tested without a device.
+#include <algorithm>
 #include <new>
 #include <string>
+#include <utility>
 
 #include "copy/byte_copy.hpp"
 #include "copy/device_load_stage.hpp"
@@ -64,10 +66,6 @@ class HostStage final : public DeviceStage {
 };
 
 }  // namespace
-
-Status segment_differs(std::uint64_t segment) {
-  return {Code::kCorruption, "checksum of segment " + std::to_string(segment) + " does not match"};
-}
 
 Result<std::unique_ptr<DeviceStage>> make_host_stage(const CopyGeometry* geometry, const StageOptions& options) {
   const std::uint64_t bytes = options.lane_bytes * options.lanes;

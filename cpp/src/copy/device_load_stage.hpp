@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 
 #include "copy/copy_geometry.hpp"
 #include "lmcn/paged_copy.hpp"
@@ -22,7 +23,9 @@ struct StagedSegments {
 };
 
 /// What verify() says of number `segment` of the payload.
-Status segment_differs(std::uint64_t segment);
+inline Status segment_differs(std::uint64_t segment) {
+  return {Code::kCorruption, "checksum of segment " + std::to_string(segment) + " does not match"};
+}
 
 /// A point on the engine's stream.
 class StreamMark {
@@ -35,7 +38,7 @@ class DeviceStageLane {
   virtual ~DeviceStageLane() = default;
   /// Makes the device usable on this thread. Before anything else, on the lane's thread.
   virtual Status attach() = 0;
-  /// The lane's part of the staging memory; 4096-aligned.
+  /// The lane's part of the staging memory; a multiple of 16, in host memory of 4096.
   virtual std::byte* memory() noexcept = 0;
   /// Host memory of the same size, 4096-aligned, that upload() takes to memory(); the same memory where that is the host's.
   virtual Result<std::byte*> host_memory() = 0;
