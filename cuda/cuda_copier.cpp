@@ -47,6 +47,32 @@ Status on_device(int device, Work work) {
   return status;
 }
 
+/// The first and the last byte of each plane.
+Status check_memory(const CopyGeometry& geometry, int device) {
+  const PageCounts& counts = geometry.counts();
+  for (std::size_t l = 0; l < geometry.layers(); ++l) {
+    for (std::size_t p = geometry.first_plane(l); p < geometry.first_plane(l + 1); ++p) {
+      const PlaneGeometry& plane = geometry.planes()[p];
+      std::byte* const last =
+          paged_address(plane, counts.num_blocks - 1, counts.block_tokens - 1, counts.heads - 1, counts.head_dim - 1) +
+          (counts.element_bytes - 1);
+      for (const std::byte* const address : {static_cast<const std::byte*>(plane.base), static_cast<const std::byte*>(last)}) {
+        cudaPointerAttributes attributes{};
+        LMCN_RETURN_IF_ERROR(cuda_check(cudaPointerGetAttributes(&attributes, address), "cudaPointerGetAttributes"));
+        const bool ours =
+            attributes.type == cudaMemoryTypeManaged || (attributes.type == cudaMemoryTypeDevice && attributes.device == device);
+        if (ours) continue;
+        return {Code::kInvalidArgument, "the " + std::string(address == last ? "last" : "first") + " byte of layers[" +
+                                            std::to_string(l) + "].planes[" + std::to_string(p - geometry.first_plane(l)) +
+                                            "] is memory of type " + std::to_string(static_cast<int>(attributes.type)) +
+                                            " on device " + std::to_string(attributes.device) +
+                                            ", must be device or managed memory of device " + std::to_string(device)};
+      }
+    }
+  }
+  return {};
+}
+
 class CudaCopier final : public PagedCopier {
  public:
   CudaCopier(CopyGeometry geometry, int device)
@@ -59,7 +85,7 @@ class CudaCopier final : public PagedCopier {
                const CopierOptions& options, std::optional<PathKind> asked) {
     LanePaths paths[2];
     LMCN_RETURN_IF_ERROR(on_device(device_, [&]() -> Status {
-      LMCN_RETURN_IF_ERROR(check_memory(paged, device_));
+      LMCN_RETURN_IF_ERROR(check_memory(geometry_, device_));
       const Calibration calibration =
           asked ? Calibration() : calibrate(paged, slot);  // before registering, which takes the driver's time
       registration_ = HostRegistration::of(arena_base, arena_bytes, device_, {.slot_bytes = options.slot_bytes});
@@ -185,8 +211,6 @@ class CudaCopier final : public PagedCopier {
     return cuda_check(cudaEventRecord(job.events.ready, stream), "cudaEventRecord");
   }
 
-  static Status check_memory(const PagedKvLayout& paged, int device);
-
   const CopyGeometry geometry_;
   const int device_;
   std::shared_ptr<HostRegistration> registration_;
@@ -195,22 +219,6 @@ class CudaCopier final : public PagedCopier {
   EventPool events_;
   CopyLane gather_, scatter_;  // last: their threads use all of the above
 };
-
-Status CudaCopier::check_memory(const PagedKvLayout& paged, int device) {
-  for (std::size_t l = 0; l < paged.layers.size(); ++l) {
-    cudaPointerAttributes attributes{};
-    LMCN_RETURN_IF_ERROR(cuda_check(cudaPointerGetAttributes(&attributes, paged.layers[l].base), "cudaPointerGetAttributes"));
-    const bool ours =
-        attributes.type == cudaMemoryTypeManaged || (attributes.type == cudaMemoryTypeDevice && attributes.device == device);
-    if (!ours) {
-      return {Code::kInvalidArgument, "layers[" + std::to_string(l) + "].base is memory of type " +
-                                          std::to_string(static_cast<int>(attributes.type)) + " on device " +
-                                          std::to_string(attributes.device) + ", must be device or managed memory of device " +
-                                          std::to_string(device)};
-    }
-  }
-  return {};
-}
 
 Status check_device(int device) {
   int devices = 0;

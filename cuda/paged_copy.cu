@@ -4,43 +4,62 @@
 namespace lmcn {
 namespace {
 
+/// How the vectors of a RunGroup follow each other. By value: what lies in memory would be read again after every store.
+struct Order {
+  Divisor vectors_per_run, runs_per_outer;
+};
+
 /// Both addresses of a vector.
 struct VectorPlace {
   std::byte* paged;
   std::byte* slot;
 };
 
-template <class Vector>
-__device__ VectorPlace place_of_vector(const KernelPlane& plane, const RunGroup& runs, std::byte* rank_part, std::uint32_t vector) {
-  const std::uint32_t run = plane.vectors_per_run.quotient(vector);
-  const std::uint32_t outer = plane.runs_per_outer.quotient(run);
-  const std::int64_t in_run = plane.vectors_per_run.remainder(vector, run) * std::int64_t{sizeof(Vector)};
-  const std::int64_t inner = plane.runs_per_outer.remainder(run, outer);
-  return {runs.paged + (outer * runs.outer.paged + inner * runs.inner.paged + in_run),
-          rank_part + (runs.slot + outer * runs.outer.slot + inner * runs.inner.slot + in_run)};
+template <bool kOneRun, class Vector>
+__device__ __forceinline__ VectorPlace place_of_vector(const RunGroup& runs, const Order& order, std::byte* rank_part,
+                                                       std::uint32_t vector) {
+  if constexpr (kOneRun) {
+    const std::int64_t in_run = vector * std::int64_t{sizeof(Vector)};
+    return {runs.paged + in_run, rank_part + runs.slot + in_run};
+  } else {
+    const std::uint32_t run = order.vectors_per_run.quotient(vector), outer = order.runs_per_outer.quotient(run);
+    const std::int64_t in_run = order.vectors_per_run.remainder(vector, run) * std::int64_t{sizeof(Vector)};
+    const std::int64_t inner = order.runs_per_outer.remainder(run, outer);
+    return {runs.paged + (outer * runs.outer.paged + inner * runs.inner.paged + in_run),
+            rank_part + (runs.slot + outer * runs.outer.slot + inner * runs.inner.slot + in_run)};
+  }
 }
 
 /// The vectors of `runs` that are this thread's.
-template <bool kGather, class Vector>
-__device__ void copy_runs(const KernelPlane& plane, const RunGroup& runs, std::byte* rank_part) {
+template <bool kGather, bool kOneRun, class Vector>
+__device__ __forceinline__ void copy_vectors(const RunGroup& runs, const Order& order, std::byte* rank_part) {
   const auto vectors = static_cast<std::uint32_t>(runs.outer.count * runs.inner.count * runs.bytes / std::int64_t{sizeof(Vector)});
   const std::uint32_t step = gridDim.z * blockDim.x;
   for (std::uint32_t first = blockIdx.z * blockDim.x + threadIdx.x; first < vectors; first += kVectorsInFlight * step) {
     Vector loaded[kVectorsInFlight];
+    std::byte* to[kVectorsInFlight];
 #pragma unroll
     for (unsigned i = 0; i < kVectorsInFlight; ++i) {
       if (const std::uint32_t vector = first + i * step; vector < vectors) {
-        const VectorPlace at = place_of_vector<Vector>(plane, runs, rank_part, vector);
+        const VectorPlace at = place_of_vector<kOneRun, Vector>(runs, order, rank_part, vector);
         loaded[i] = load_once(reinterpret_cast<const Vector*>(kGather ? at.paged : at.slot));
+        to[i] = kGather ? at.slot : at.paged;
       }
     }
 #pragma unroll
     for (unsigned i = 0; i < kVectorsInFlight; ++i) {
-      if (const std::uint32_t vector = first + i * step; vector < vectors) {
-        const VectorPlace at = place_of_vector<Vector>(plane, runs, rank_part, vector);
-        store_once(reinterpret_cast<Vector*>(kGather ? at.slot : at.paged), loaded[i]);
-      }
+      if (first + i * step < vectors) store_once(reinterpret_cast<Vector*>(to[i]), loaded[i]);
     }
+  }
+}
+
+template <bool kGather, class Vector>
+__device__ __forceinline__ void copy_runs(const KernelPlane& plane, const RunGroup& runs, std::byte* rank_part) {
+  const Order order{plane.vectors_per_run, plane.runs_per_outer};
+  if (runs.contiguous()) {
+    copy_vectors<kGather, true, Vector>(runs, order, rank_part);
+  } else {
+    copy_vectors<kGather, false, Vector>(runs, order, rank_part);
   }
 }
 

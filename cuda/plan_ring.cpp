@@ -7,7 +7,9 @@
 namespace lmcn {
 namespace {
 
-constexpr std::size_t kAlign = 64;
+constexpr std::size_t aligned(std::size_t bytes) {
+  return (bytes + 63) / 64 * 64;
+}
 
 }  // namespace
 
@@ -26,11 +28,11 @@ PlanRing::~PlanRing() {
 Status PlanRing::create(std::size_t bytes) {
   void* host = nullptr;
   void* device = nullptr;
-  LMCN_RETURN_IF_ERROR(cuda_check(cudaHostAlloc(&host, bytes, cudaHostAllocMapped), "cudaHostAlloc"));
+  bytes_ = aligned(bytes);
+  LMCN_RETURN_IF_ERROR(cuda_check(cudaHostAlloc(&host, bytes_, cudaHostAllocMapped), "cudaHostAlloc"));
   host_ = static_cast<std::byte*>(host);
   LMCN_RETURN_IF_ERROR(cuda_check(cudaHostGetDevicePointer(&device, host, 0), "cudaHostGetDevicePointer"));
   device_ = static_cast<const std::byte*>(device);
-  bytes_ = bytes;
   return {};
 }
 
@@ -69,14 +71,13 @@ Status PlanRing::retire(bool wait) {
 Status PlanRing::take(std::size_t bytes, Slice& slice) {
   LMCN_RETURN_IF_ERROR(broken_);
   LMCN_RETURN_IF_ERROR(retire(false));
-  const std::size_t rounded = (bytes + kAlign - 1) / kAlign * kAlign;
-  while (!place(rounded, taken_begin_)) LMCN_RETURN_IF_ERROR(retire(true));
+  taken_bytes_ = aligned(bytes);
+  while (!place(taken_bytes_, taken_begin_)) LMCN_RETURN_IF_ERROR(retire(true));
   if (free_events_.empty()) {
     cudaEvent_t event = nullptr;
     LMCN_RETURN_IF_ERROR(cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags"));
     free_events_.push_back(event);
   }
-  taken_bytes_ = rounded;
   slice = {host_ + taken_begin_, device_ + taken_begin_};
   return {};
 }

@@ -26,7 +26,7 @@ class PlanRing {
   PlanRing(const PlanRing&) = delete;
   PlanRing& operator=(const PlanRing&) = delete;
 
-  /// Allocates. REQUIRES: the device is current; called once.
+  /// Allocates `bytes`, rounded up to a multiple of 64. REQUIRES: the device is current; called once.
   Status create(std::size_t bytes);
   std::mutex& mutex() { return mutex_; }
 

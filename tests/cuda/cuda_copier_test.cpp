@@ -269,11 +269,16 @@ TEST_F(MakeCudaCopier, SaysWhatIsMissing) {
   EXPECT_EQ(make(paged_->layout(), 1), "made");
   EXPECT_EQ(make(paged_->layout(), 2), "invalid_argument: device is 2, must be in 0..1");
   EXPECT_EQ(make(paged_->layout(), -1), "invalid_argument: device is -1, must be in 0..1");
-  EXPECT_EQ(make(paged_->layout(), 0).find("invalid_argument: layers[0].base is memory of type 2 on device 1"), 0u);
+  EXPECT_EQ(
+      make(paged_->layout(), 0).find("invalid_argument: the first byte of layers[0].planes[0] is memory of type 2 on device 1"),
+      0u);
   PagedKvLayout on_host = paged_->layout();
   std::vector<std::byte> memory(65536);
   on_host.layers[1].base = memory.data();
-  EXPECT_EQ(make(on_host, 1).find("invalid_argument: layers[1].base is memory of type 0"), 0u);
+  EXPECT_EQ(make(on_host, 1).find("invalid_argument: the first byte of layers[1].planes[0] is memory of type 0"), 0u);
+  PagedKvLayout too_long = paged_->layout();
+  too_long.num_blocks = 1 << 20;
+  EXPECT_EQ(make(too_long, 1).find("invalid_argument: the last byte of layers[0].planes[0] is memory of type 0"), 0u);
   fake_cuda::set_devices(0);
   EXPECT_EQ(make(paged_->layout(), 0), "unavailable: no CUDA device");
   fake_cuda::fail("cudaGetDeviceCount", 1, cudaErrorInsufficientDriver);

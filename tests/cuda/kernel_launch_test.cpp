@@ -183,7 +183,10 @@ TEST_F(KernelLaunch, WaitsWhenTheRingIsFullAndOnlyThen) {
   // The other direction has room of its own.
   ASSERT_TRUE(launch(job_of(1), CopyDirection::kScatter).ok());
   EXPECT_EQ(fake_cuda::calls("cudaEventSynchronize"), 0);
-  std::thread third([&] { EXPECT_TRUE(launch(job_of(1)).ok()); });
+  std::thread third([&] {
+    EXPECT_EQ(cudaSetDevice(kKernelDevice), cudaSuccess);
+    EXPECT_TRUE(launch(job_of(1)).ok());
+  });
   EXPECT_TRUE(fake_cuda::wait_until([](const auto& s) { return s.threads_waiting == 1; }));
   gate.open();
   third.join();
@@ -256,7 +259,9 @@ TEST_F(KernelLaunch, TheFakeDeviceFailsWhereARealOneWould) {
   const std::uint32_t items[] = {0};
   alignas(16) static std::byte pageable[kBlocks * kTokenBytes];
   std::byte* const not_mapped[] = {pageable};
+  Gate gate(stream_, kKernelDevice);
   ASSERT_TRUE(kernel_->launch(job_of(1), CopyDirection::kGather, items, not_mapped, 0, 1, stream_, 8).ok());
+  gate.open();
   fake_cuda::synchronize(stream_, kKernelDevice);
   EXPECT_NE(fake_cuda::fault().find("not memory of the device"), std::string::npos) << fake_cuda::fault();
   EXPECT_EQ(launch(job_of(1)).code(), Code::kIoError);  // as all calls after it

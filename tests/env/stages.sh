@@ -11,7 +11,7 @@ unset PYTHONPATH PYTHONHOME
 # build_cpp PRESET [CMAKE ARGUMENTS...]
 build_cpp() {
   local toolkit
-  if [[ $1 =~ ^(gpu|cuda-on-cpu)$ ]]; then
+  if [[ $1 =~ ^(gpu|cuda-on-cpu|cuda-on-cpu-tsan)$ ]]; then
     toolkit=$(cuda_toolkit)
     set -- "$@" "$toolkit"
   fi
