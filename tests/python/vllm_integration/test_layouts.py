@@ -29,7 +29,7 @@ from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 from vllm.v1.kv_cache_interface import KVCacheLayout, MLAAttentionSpec
 
 from lmcache_native.errors import Unsupported
-from lmcache_native.integration.vllm import compat
+from lmcache_native.integration.vllm import compat, layout
 from lmcache_native.integration.vllm.connector import NativeOffloadingConnector
 from lmcache_native.integration.vllm.layout import PagedMemory, block_outermost, check_devices
 from lmcache_native.integration.vllm.token_connector import LMCacheNativeConnector
@@ -308,9 +308,15 @@ def on(*names: str) -> dict[str, Any]:
     return {f"layers.{number}": SimpleNamespace(device=torch.device(name)) for number, name in enumerate(names)}
 
 
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_devices(on("cpu", "cpu"))
+@pytest.fixture(autouse=True)
+def _cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two devices, the second of which runs the model."""
+    monkeypatch.setattr(layout, "cuda_status", lambda: {"built": True, "devices": 2, "error": 0, "message": ""})
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+
+
+def test_devices() -> None:
+    check_devices(on("cpu", "cpu"))
     check_devices(on("cuda:1", "cuda:1"))
 
 
@@ -323,8 +329,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         (("meta",), r"layers.0 is on meta \(meta\): not yet supported, must be on a CUDA device or on the CPU"),
     ],
 )
-def test_wrong_devices_are_named(monkeypatch: pytest.MonkeyPatch, devices: tuple[str, ...], message: str) -> None:
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+def test_wrong_devices_are_named(devices: tuple[str, ...], message: str) -> None:
     with pytest.raises(Unsupported, match=message):
         check_devices(on(*devices))
 
@@ -333,6 +338,13 @@ def test_rocm_is_not_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", "6.4")
     with pytest.raises(Unsupported, match=r"cuda:0 \(ROCm\): not yet supported"):
         check_devices(on("cuda:0"))
+
+
+@pytest.mark.parametrize(("built", "devices"), [(False, 0), (True, 0)])
+def test_a_build_that_does_not_reach_the_device_says_so(monkeypatch: pytest.MonkeyPatch, built: bool, devices: int) -> None:
+    monkeypatch.setattr(layout, "cuda_status", lambda: {"built": built, "devices": devices, "error": 35, "message": "no driver"})
+    with pytest.raises(Unsupported, match=r"layers.0 is on cuda:1, which this lmcache-native cannot copy from: no driver"):
+        check_devices(on("cuda:1"))
 
 
 def test_a_layer_elsewhere_stops_the_registration() -> None:
