@@ -28,6 +28,7 @@ from vllm.v1.attention.backends.utils import get_supported_kv_cache_layouts, res
 from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 from vllm.v1.kv_cache_interface import KVCacheLayout, MLAAttentionSpec
 
+from lmcache_native import PagedCopier, Store, make_namespace
 from lmcache_native.errors import Unsupported
 from lmcache_native.integration.vllm import compat, layout
 from lmcache_native.integration.vllm.connector import NativeOffloadingConnector
@@ -198,7 +199,24 @@ def test_block_outermost_is_one_page_of_all_layers(config: VllmConfig, monkeypat
     memory.check_holds(paged.caches)
     block_bytes = LAYERS * paged.spec.page_size_bytes
     assert memory == PagedMemory((paged.raw.data_ptr(),), BLOCKS, block_bytes, block_bytes, "cpu", 0)
-    assert memory.paged_layout().num_blocks == BLOCKS
+
+    slot = layout.slot_layout(1, block_bytes, 2)
+    wanted = [cache[[4, 1]].view(torch.int16).clone() for cache in paged.caches.values()]
+    with Store(host_bytes=16 << 20, max_payload_bytes=slot.rank_bytes) as store:
+        copier = PagedCopier.host(store, memory.paged_layout(), slot, owner=paged)
+        lease = store.reserve_engine_keys(make_namespace("test=1\n"), [b"a"], slot.rank_bytes, for_worker=True)
+        where = (lease.slot_offsets(), lease.generations(), [0], [2], [0])
+        copier.submit(1, "store", *where, [4, 1])
+        copier.wait([1])
+        paged.raw.zero_()
+        copier.submit(2, "load", *where, [0, 6])
+        copier.wait([2])
+        assert [done.message for done in copier.poll()] == ["", ""]
+        for cache, want in zip(paged.caches.values(), wanted, strict=True):
+            assert torch.equal(cache[[0, 6]].view(torch.int16), want)
+        assert not any(bool(cache[[1, 2, 3, 4, 5]].any()) for cache in paged.caches.values())
+        del copier
+        lease.abort()
 
 
 def test_heads_outermost_are_refused(config: VllmConfig, monkeypatch: pytest.MonkeyPatch) -> None:
