@@ -27,6 +27,7 @@ class WorkerLayout(compat.KVConnectorHandshakeMetadata):  # type: ignore[misc]
     machine: str
     chunk_tokens: int = 0  # 0: the scheduler knows
     opaque: bool = True
+    reads_nvme: bool = False  # takes loads with records
 
 
 @dataclass(frozen=True, slots=True)
