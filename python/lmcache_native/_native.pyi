@@ -671,20 +671,12 @@ class DeviceLoadDone:
     def message(self) -> str:
         """Why the first of them failed."""
 
-@overload
-def load_gds_plugin(path: str) -> str: ...
-
-@overload
 def load_gds_plugin(path: str) -> str:
     """
     Opens liblmcn_gds.so, once in a process, and returns the version of kvikio that it was built for. What it needs is loaded
     before (libkvikio.load_library()). Unavailable says what is missing. lmcache_native.gds does both.
     """
 
-@overload
-def probe_gds(directory: str, *, plugin: str = '', device: int = -1, bytes: int = 268435456, in_flight: int = 8) -> dict[str, str | float | bool]: ...
-
-@overload
 def probe_gds(directory: str, *, plugin: str = '', device: int = -1, bytes: int = 268435456, in_flight: int = 8) -> dict[str, str | float | bool]:
     """
     Writes and reads a private scratch file in `directory`, which is removed, by O_DIRECT and, with `plugin`, by kvikio: mode
@@ -699,11 +691,6 @@ class DeviceLoader:
     Dropping it waits for reads under way.
     """
 
-    @overload
-    @staticmethod
-    def host(paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, rank_count: int = 1, buffer_bytes: int = 268435456, in_flight: int = 8, owner: object = None) -> DeviceLoader: ...
-
-    @overload
     @staticmethod
     def host(paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, rank_count: int = 1, buffer_bytes: int = 268435456, in_flight: int = 8, owner: object = None) -> DeviceLoader:
         """
@@ -711,11 +698,6 @@ class DeviceLoader:
         to keep alive with the loader (the tensors behind `paged`).
         """
 
-    @overload
-    @staticmethod
-    def cuda(paged: PagedKvLayout, slot: SlotLayout, *, device: int = 0, plugin: str = '', rank: int = 0, rank_count: int = 1, buffer_bytes: int = 268435456, in_flight: int = 8, allow_compat: bool = False, owner: object = None) -> DeviceLoader: ...
-
-    @overload
     @staticmethod
     def cuda(paged: PagedKvLayout, slot: SlotLayout, *, device: int = 0, plugin: str = '', rank: int = 0, rank_count: int = 1, buffer_bytes: int = 268435456, in_flight: int = 8, allow_compat: bool = False, owner: object = None) -> DeviceLoader:
         """
@@ -723,45 +705,25 @@ class DeviceLoader:
         without GDS will do. Unavailable: no CUDA, or no GDS.
         """
 
-    @overload
-    def submit(self, id: int, files: list[str], file_indexes: lmcache_native._types.IntArray, offsets: lmcache_native._types.IntArray, image_bytes: lmcache_native._types.IntArray, keys: lmcache_native._types.Keys, namespace: bytes, region_sequences: lmcache_native._types.IntArray, first_tokens: lmcache_native._types.IntArray, tokens: lmcache_native._types.IntArray, block_begin: lmcache_native._types.IntArray, block_ids: lmcache_native._types.IntArray, token_in_block: lmcache_native._types.IntArray, stream: int = 0, timeout_s: float = 30.0) -> None: ...
-
-    @overload
     def submit(self, id: int, files: list[str], file_indexes: lmcache_native._types.IntArray, offsets: lmcache_native._types.IntArray, image_bytes: lmcache_native._types.IntArray, keys: lmcache_native._types.Keys, namespace: bytes, region_sequences: lmcache_native._types.IntArray, first_tokens: lmcache_native._types.IntArray, tokens: lmcache_native._types.IntArray, block_begin: lmcache_native._types.IntArray, block_ids: lmcache_native._types.IntArray, token_in_block: lmcache_native._types.IntArray, stream: int = 0, timeout_s: float = 30.0) -> None:
         """
         Starts one job, item i of which is the record at offsets[i] of files[file_indexes[i]], as Store.locate() gives it; the other arguments
         as in PagedCopier.submit(). Items not verified within timeout_s fail. InvalidArgument, and nothing loaded, when something is out of bounds.
         """
 
-    @overload
-    def poll(self) -> list[DeviceLoadDone]: ...
-
-    @overload
     def poll(self) -> list[DeviceLoadDone]:
         """Jobs that ended since the last call, each exactly once."""
 
-    @overload
-    def wait(self, ids: lmcache_native._types.IntArray, timeout_s: float = 30.0) -> None: ...
-
-    @overload
     def wait(self, ids: lmcache_native._types.IntArray, timeout_s: float = 30.0) -> None:
         """
         Waits, without the GIL, until none of the jobs is under way; results still come through poll(). DeadlineExceeded.
         """
 
-    @overload
-    def cancel(self, ids: lmcache_native._types.IntArray) -> None: ...
-
-    @overload
     def cancel(self, ids: lmcache_native._types.IntArray) -> None:
         """
         Items not yet verified fail soon; returns at once. Each job still comes through poll() once, after which nothing of it is written any more.
         """
 
-    @overload
-    def notes(self) -> list[str]: ...
-
-    @overload
     def notes(self) -> list[str]:
         """
         Lines for the log since the last call: that GDS failed and was given up.
