@@ -199,7 +199,7 @@ Status PagedKernel::launch(const CopyJob& job, CopyDirection direction, std::spa
   std::uint64_t left = 0;
   std::int64_t longest_tokens = 0;
   for (std::size_t i = 0; i < items.size(); ++i) {
-    const std::string at = "[" + std::to_string(i) + "]";
+    const std::string at = std::string("[") + std::to_string(i) + "]";
     if (items[i] >= job.items.size()) return out_of_bounds("items" + at, items[i], "below " + std::to_string(job.items.size()));
     const auto address = reinterpret_cast<std::uintptr_t>(rank_parts[i]);
     if (address == 0 || address % kMaxVectorBytes != 0) {

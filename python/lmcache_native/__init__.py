@@ -29,6 +29,10 @@ from lmcache_native.store import (
     ArenaAttachment,
     CopyDirection,
     CopyDone,
+    DeviceLoadDone,
+    DeviceLoader,
+    GdsPlugin,
+    GdsProbe,
     PagedCopier,
     PagedKvLayout,
     PlaneStrides,
@@ -40,6 +44,7 @@ from lmcache_native.store import (
     Store,
     Tier,
     WriteLease,
+    probe_gds,
 )
 
 __version__ = str(build_info()["version"])
@@ -54,7 +59,11 @@ __all__ = [
     "Corruption",
     "CudaUnavailable",
     "DeadlineExceeded",
+    "DeviceLoadDone",
+    "DeviceLoader",
     "FormatVersion",
+    "GdsPlugin",
+    "GdsProbe",
     "InternalError",
     "InvalidArgument",
     "IoError",
@@ -81,4 +90,5 @@ __all__ = [
     "cuda_status",
     "describe_namespace",
     "make_namespace",
+    "probe_gds",
 ]

@@ -22,6 +22,12 @@ def cuda_status() -> dict[str, str | int | bool]:
     Whether CUDA can be used here: built, devices, error (cudaError_t of the probe; 35: no driver), message. Never raises.
     """
 
+def io_engine_note() -> str:
+    """
+    Which I/O engine a store opened here would get, and why: makes one, with a ring set up and tried where there is io_uring, and
+    drops it. InvalidArgument: LMCN_IO_ENGINE is wrong. Unavailable: it asks for an engine that cannot be had.
+    """
+
 class ChunkKeys:
     """
     Immutable array of n 32-byte chunk keys, n x 32 bytes of memory. Slices with step 1 share it. Thread-safe; picklable.
@@ -446,6 +452,13 @@ class Store:
     def touch(self, keys: lmcache_native._types.Keys) -> None:
         """Marks the keys as recently used."""
 
+    def locate(self, keys: lmcache_native._types.Keys) -> list[tuple[int, int, int, int, int]]:
+        """
+        Where those of `keys` that are on NVMe lie, for a reader of its own: (position in keys, index of the directory, byte offset in its
+        data.000, bytes of the slot image, region sequence). Nothing holds them there: the reader checks the header's key, namespace and region
+        sequence and the payload's checksums. Counts as a use. Memory only.
+        """
+
     def erase(self, key: bytes) -> bool:
         """Drops one chunk (32-byte key) from every tier. False: it was absent."""
 
@@ -632,6 +645,127 @@ class PagedCopier:
         For a log, in one line: why these paths (the GB/s of each that was measured), what fell back and why, how much of the arena is registered
         with CUDA by now. '' when there is nothing to say.
         """
+
+class DeviceLoadDone:
+    """How one job of a DeviceLoader ended."""
+
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def ok(self) -> bool: ...
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of pages written."""
+
+    @property
+    def seconds(self) -> float:
+        """From the start of the first record to the end of the last."""
+
+    @property
+    def failed_items(self) -> list[int]:
+        """Indexes into the job's records."""
+
+    @property
+    def message(self) -> str:
+        """Why the first of them failed."""
+
+class GdsPlugin:
+    """
+    The plugin for GPUDirect Storage, loaded. Stays for the life of the process.
+    """
+
+    @staticmethod
+    def load(path: str, libraries: list[str] = []) -> GdsPlugin:
+        """
+        Opens it, after `libraries` (absolute paths of what it needs, in order). Unavailable: no such file, a library that it needs is missing,
+        or it is of another build.
+        """
+
+class GdsProbe:
+    """What probe_gds() found."""
+
+    @property
+    def mode(self) -> str:
+        """'gds', 'compat' (copies through host memory) or 'none'."""
+
+    @property
+    def reason(self) -> str:
+        """Why the mode is not 'gds', else how it is known that it is."""
+
+    @property
+    def gds_read(self) -> float:
+        """10^9 bytes per second through kvikio; 0: not measured."""
+
+    @property
+    def gds_write(self) -> float: ...
+
+    @property
+    def host_read(self) -> float:
+        """The same through host memory."""
+
+    @property
+    def host_write(self) -> float: ...
+
+    @property
+    def use_gds(self) -> bool:
+        """Real GDS, and faster than the way through host memory."""
+
+def probe_gds(directory: str, plugin: GdsPlugin | None = None, device: int = -1, bytes: int = 268435456, in_flight: int = 8) -> GdsProbe:
+    """
+    Writes a scratch file of `bytes` in `directory` and reads it, through the plugin and through host memory; removes it. device -1: the
+    memory is the host's. IoError: the directory cannot hold the file, or gave back other bytes than were written.
+    """
+
+class DeviceLoader:
+    """
+    Brings records of the NVMe log into an engine's paged memory without a slot: file, staging memory, verified there, pages.
+    Thread-safe; submit() and poll() wait for no I/O. Nothing of a record reaches a page before all of what was read of it was verified.
+    Dropping it waits for reads under way.
+    """
+
+    @staticmethod
+    def host(paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, rank_count: int = 1, buffer_bytes: int = 268435456, in_flight: int = 8, owner: object = None) -> DeviceLoader:
+        """
+        For paged memory that this process can address. buffer_bytes: staging memory. in_flight: records read at once. owner: any object
+        to keep alive with the loader (the tensors behind `paged`).
+        """
+
+    @staticmethod
+    def cuda(paged: PagedKvLayout, slot: SlotLayout, *, device: int = 0, plugin: GdsPlugin | None = None, rank: int = 0, rank_count: int = 1, buffer_bytes: int = 268435456, in_flight: int = 8, allow_compat: bool = False, owner: object = None) -> DeviceLoader:
+        """
+        For paged memory on a CUDA device. plugin: reads by GPUDirect Storage; None: through host memory. allow_compat: whether kvikio
+        without GDS will do. Unavailable: no CUDA, or no GDS.
+        """
+
+    def submit(self, id: int, files: list[str], file_indexes: lmcache_native._types.IntArray, offsets: lmcache_native._types.IntArray, image_bytes: lmcache_native._types.IntArray, keys: lmcache_native._types.Keys, namespace: bytes, region_sequences: lmcache_native._types.IntArray, first_tokens: lmcache_native._types.IntArray, tokens: lmcache_native._types.IntArray, block_begin: lmcache_native._types.IntArray, block_ids: lmcache_native._types.IntArray, token_in_block: lmcache_native._types.IntArray, stream: int = 0, timeout_s: float = 30.0) -> None:
+        """
+        Starts one job, item i of which is the record at offsets[i] of files[file_indexes[i]], as Store.locate() gives it; the other arguments
+        as in PagedCopier.submit(). Items not verified within timeout_s fail. InvalidArgument, and nothing loaded, when something is out of bounds.
+        """
+
+    def poll(self) -> list[DeviceLoadDone]:
+        """Jobs that ended since the last call, each exactly once."""
+
+    def wait(self, ids: lmcache_native._types.IntArray, timeout_s: float = 30.0) -> None:
+        """
+        Waits, without the GIL, until none of the jobs is under way; results still come through poll(). DeadlineExceeded.
+        """
+
+    def cancel(self, ids: lmcache_native._types.IntArray) -> None:
+        """
+        Items not yet verified fail soon; returns at once. Each job still comes through poll() once, after which nothing of it is written any more.
+        """
+
+    def notes(self) -> list[str]:
+        """
+        Lines for the log since the last call: that GDS failed and was given up.
+        """
+
+    @property
+    def name(self) -> str:
+        """What reads the files now: 'gds', 'gds-compat' or 'host'."""
 
 def inspect_store(path: str, namespaces: bool = False) -> dict[str, Any]:
     """

@@ -10,6 +10,10 @@ from lmcache_native._native import (
     ArenaAttachment,
     CopyDirection,
     CopyDone,
+    DeviceLoadDone,
+    DeviceLoader,
+    GdsPlugin,
+    GdsProbe,
     KeyDeriver,
     PagedCopier,
     PagedKvLayout,
@@ -21,6 +25,7 @@ from lmcache_native._native import (
     Tier,
     WriteLease,
     make_namespace,
+    probe_gds,
 )
 from lmcache_native._types import ByteBuffer, PrefixHit
 from lmcache_native.errors import NotFound, ResourceExhausted
@@ -30,6 +35,10 @@ __all__ = [
     "ArenaAttachment",
     "CopyDirection",
     "CopyDone",
+    "DeviceLoadDone",
+    "DeviceLoader",
+    "GdsPlugin",
+    "GdsProbe",
     "PagedCopier",
     "PagedKvLayout",
     "PlaneStrides",
@@ -41,6 +50,7 @@ __all__ = [
     "Store",
     "Tier",
     "WriteLease",
+    "probe_gds",
 ]
 
 #: Of put() and get() when the caller names none.

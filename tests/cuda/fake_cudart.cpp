@@ -23,12 +23,18 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+/// One cudaEventRecord. An event may be recorded anew, on another stream too, while an earlier record is still to be reached.
+struct Record {
+  bool reached = false;
+  Clock::time_point when{};
+  double when_us = 0;  // by set_cost()
+};
+
 struct Event {
   int device = 0;
   bool timing = false;
-  std::uint64_t recorded = 0, reached = 0;
-  Clock::time_point when{};
-  double when_us = 0;  // by set_cost()
+  std::shared_ptr<Record> last = nullptr;
+  bool reached() const { return last == nullptr || last->reached; }
 };
 
 struct Injection {
@@ -600,7 +606,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event_handle, u
   if (stream == nullptr || found == g_events.end()) return fail_with(cudaErrorInvalidResourceHandle);
   if (g_ignore_waits) return cudaSuccess;
   // Waits for the last record before this call; a later one does not matter.
-  stream->push([event = found->second, mark = found->second->recorded] { return event->reached >= mark; }, {});
+  stream->push([record = found->second->last] { return record == nullptr || record->reached; }, {});
   return cudaSuccess;
 }
 
@@ -629,12 +635,12 @@ cudaError_t cudaEventRecord(cudaEvent_t event_handle, cudaStream_t handle) {
   if (stream == nullptr || found == g_events.end() || stream->device() != found->second->device) {
     return fail_with(cudaErrorInvalidResourceHandle);
   }
-  const std::shared_ptr<Event> event = found->second;
-  stream->push({}, [event, stream, mark = ++event->recorded] {
+  found->second->last = std::make_shared<Record>();
+  stream->push({}, [record = found->second->last, stream] {
     std::lock_guard guard(g_mutex);
-    event->reached = mark;
-    event->when = Clock::now();
-    event->when_us = stream->now_us();
+    record->reached = true;
+    record->when = Clock::now();
+    record->when_us = stream->now_us();
   });
   return cudaSuccess;
 }
@@ -644,7 +650,7 @@ cudaError_t cudaEventQuery(cudaEvent_t handle) {
   if (const auto error = injected("cudaEventQuery")) return *error;
   auto* const event = reinterpret_cast<Event*>(handle);
   if (!g_events.contains(event)) return fail_with(cudaErrorInvalidResourceHandle);
-  return event->reached == event->recorded ? cudaSuccess : cudaErrorNotReady;
+  return event->reached() ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t handle) {
@@ -654,7 +660,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t handle) {
   if (!g_events.contains(event)) return fail_with(cudaErrorInvalidResourceHandle);
   ++g_state.threads_waiting;
   g_changed.notify_all();
-  g_changed.wait(lock, [event, mark = event->recorded] { return event->reached >= mark; });
+  g_changed.wait(lock, [record = event->last] { return record == nullptr || record->reached; });
   --g_state.threads_waiting;
   return g_sticky != cudaSuccess ? fail_with(g_sticky) : cudaSuccess;
 }
@@ -664,10 +670,10 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from_handle, c
   if (const auto error = injected("cudaEventElapsedTime")) return *error;
   const auto* const from = reinterpret_cast<Event*>(from_handle);
   const auto* const to = reinterpret_cast<Event*>(to_handle);
-  if (!from->timing || !to->timing || from->recorded == 0 || to->recorded == 0) return fail_with(cudaErrorInvalidResourceHandle);
-  if (from->reached != from->recorded || to->reached != to->recorded) return fail_with(cudaErrorNotReady);
-  *milliseconds = g_costs.empty() ? std::chrono::duration<float, std::milli>(to->when - from->when).count()
-                                  : static_cast<float>((to->when_us - from->when_us) / 1e3);
+  if (!from->timing || !to->timing || !from->last || !to->last) return fail_with(cudaErrorInvalidResourceHandle);
+  if (!from->reached() || !to->reached()) return fail_with(cudaErrorNotReady);
+  *milliseconds = g_costs.empty() ? std::chrono::duration<float, std::milli>(to->last->when - from->last->when).count()
+                                  : static_cast<float>((to->last->when_us - from->last->when_us) / 1e3);
   return cudaSuccess;
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lmcache_native.config import machine
@@ -241,8 +242,16 @@ class _Merging:
     def _nvme(self) -> None:
         directories = self.config.get("directories")
         limit = self.config.get("nvme_bytes")
-        if {"local_disk", "max_local_disk_size"} & self.failed:
+        if {"local_disk", "max_local_disk_size", "local_disk_sizes"} & self.failed:
             return
+        if self.config.get("directory_bytes"):
+            if directories:
+                limit = self._sizes_of_directories(directories, limit)
+            elif "local_disk" in self.found.nulls:
+                del self.config["directory_bytes"]
+                self.accepted.append(self.items["local_disk_sizes"].given.name)
+            else:
+                self._error(self.items["local_disk_sizes"].given.must_be("left out without local_disk"))
         if directories and limit is None:
             given = self.items["local_disk"].given
             self._error(
@@ -268,6 +277,22 @@ class _Merging:
                     "true, or given with local_disk and max_local_disk_size: without both nothing could be kept"
                 )
             )
+
+    def _sizes_of_directories(self, directories: tuple[Path, ...], limit: int | None) -> int:
+        """local_disk_sizes against the other keys; what they are in all."""
+        sizes = self.config["directory_bytes"]
+        given = self.items["local_disk_sizes"].given
+        if len(sizes) != len(directories):
+            self._error(given.must_be(f"{len(directories)} sizes, one for each directory of local_disk"))
+        elif self.config.get("striped") is False:
+            self._error(given.must_be("left out with local_disk_path_sharding=by_engine: each engine uses one directory there"))
+        elif limit and limit != sum(sizes):
+            total = self.items["max_local_disk_size"].given
+            self._error(given.must_be(f"{limit / GIB:g} in all, as {total.name} ({total.source}) says, or that left out"))
+        else:
+            self.config["nvme_bytes"] = sum(sizes)
+            self.derived["nvme_bytes"] = "local_disk_sizes"
+        return sum(sizes)
 
     def _locations(self) -> None:
         store = self.values.get("store_location")
@@ -411,5 +436,5 @@ def _shown(value: object, unit: str) -> str:
     if isinstance(value, (int, float)):
         return f"{_SCALES[unit](value) if unit in _SCALES else value:.10g}"
     if isinstance(value, (list, tuple)):
-        return ",".join(str(part) for part in value) or "none"
+        return ",".join(_shown(part, unit) for part in value) or "none"
     return str(value)

@@ -26,6 +26,7 @@ from lmcache_native.config.values import (
     seconds_or_zero,
     size,
     size_or_zero,
+    sizes,
     striped,
     text,
     whole,
@@ -88,6 +89,12 @@ NVME = (
         "Hard limit on NVMe, required with local_disk. The total of all engines of the node and of all directories, shared evenly; "
         "LMCache counts per rank.",
         size_or_zero, "nvme_bytes", "GiB", shown_default="required with local_disk",
+    ),
+    Key(
+        "local_disk_sizes", _D, Theme.NVME, "list of numbers, GiB", None,
+        "Hard limit of each directory, in the order of local_disk, for drives of different sizes. max_local_disk_size is their sum "
+        "then, and may be left out.",
+        sizes, "directory_bytes", "GiB", shown_default="even shares of max_local_disk_size",
     ),
     Key(
         "local_disk_path_sharding", _D, Theme.NVME, "by_gpu or by_engine", "by_gpu",

@@ -152,9 +152,9 @@ def test_hit_that_cannot_be_leased_any_more_is_computed(
     engine.answered(tokens)
     lease = engine.scheduler._lease
 
-    def cleared_in_between(state: Any, keys: Any) -> Any:
+    def cleared_in_between(state: Any, keys: Any, chunks: Any) -> Any:
         engine.scheduler.store.clear()
-        return lease(state, keys)
+        return lease(state, keys, chunks)
 
     with monkeypatch.context() as patch:
         patch.setattr(engine.scheduler, "_lease", cleared_in_between)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from lmcache_native import ArenaAttachment, PagedCopier, PagedKvLayout, SlotLayout
 from lmcache_native.errors import DeadlineExceeded, LmcacheNativeError, Unavailable
@@ -73,15 +74,18 @@ class CopierClient:
 
     def wait_ended(self, job_ids: Iterable[int]) -> None:
         """vLLM reuses the jobs' blocks afterwards, so it must not end before they have."""
-        ids = sorted(job_ids)
-        if self._copier is None or not ids:
-            return
-        while True:
+        if self._copier is not None:
+            self.wait_until_ended(self._copier, sorted(job_ids))
+
+    @staticmethod
+    def wait_until_ended(part: Any, ids: Sequence[int]) -> None:
+        """`part`: a PagedCopier, or a loader."""
+        while ids:
             try:
-                self._copier.wait(ids, WAIT_WARNING_S)
+                part.wait(ids, WAIT_WARNING_S)
                 return
             except DeadlineExceeded:
-                logger.warning("copy jobs %s still under way after %.0f s", ids, WAIT_WARNING_S)
+                logger.warning("jobs %s still under way after %.0f s", ids, WAIT_WARNING_S)
 
     def detach(self) -> None:
         """Waits for jobs under way."""

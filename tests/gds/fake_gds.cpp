@@ -1,0 +1,85 @@
+#include "fake_gds.hpp"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+struct LmcnGdsReader {
+  std::atomic<std::uint32_t> files{0};
+};
+
+namespace lmcn::load_test {
+namespace {
+
+int fail(LmcnGdsError error, const char* text) {
+  std::snprintf(error.text, error.bytes, "%s", text);
+  return 1;
+}
+
+int make(const LmcnGdsOptions*, LmcnGdsReader** reader, LmcnGdsError error) {
+  if (fake_gds().fault == Fault::kMake) return fail(error, "nvidia-fs is not loaded");
+  *reader = new LmcnGdsReader;
+  ++fake_gds().readers;
+  return 0;
+}
+void destroy(LmcnGdsReader* reader) {
+  --fake_gds().readers;
+  delete reader;
+}
+int register_memory(LmcnGdsReader*, void*, std::uint64_t bytes, LmcnGdsError) {
+  fake_gds().registered_bytes = bytes;
+  return 0;
+}
+// A file's number is its descriptor.
+int open_file(LmcnGdsReader*, int fd, int writable, std::uint32_t* file, LmcnGdsError error) {
+  if (fake_gds().fault == Fault::kOpen) return fail(error, "file system not supported");
+  const int own = ::open(("/proc/self/fd/" + std::to_string(fd)).c_str(), (writable != 0 ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+  if (own < 0) return fail(error, std::strerror(errno));
+  *file = static_cast<std::uint32_t>(own);
+  ++fake_gds().open_files;
+  return 0;
+}
+void close_file(LmcnGdsReader*, std::uint32_t file) {
+  --fake_gds().open_files;
+  ::close(static_cast<int>(file));
+}
+int state(LmcnGdsReader*, std::uint32_t, LmcnGdsState* state, LmcnGdsError) {
+  state->compat = fake_gds().compat ? 1 : 0;
+  std::snprintf(state->reason, sizeof state->reason, "%s", "a fake");
+  return 0;
+}
+int read_file(LmcnGdsReader*, std::uint32_t file, std::uint64_t offset, void* memory, std::uint64_t bytes, LmcnGdsError error) {
+  FakeGds& fake = fake_gds();
+  ++fake.reads;
+  if (fake.fault == Fault::kHang) {
+    ++fake.hanging;
+    fake.hanging.notify_all();
+    fake.fault.wait(Fault::kHang);
+  }
+  if (fake.fault == Fault::kRead) return fail(error, "DMA failed");
+  const ssize_t n = ::pread(static_cast<int>(file), memory, bytes, static_cast<off_t>(offset));
+  if (n != static_cast<ssize_t>(bytes)) return fail(error, "short read");
+  if (fake.fault == Fault::kWrongBytes) static_cast<std::byte*>(memory)[bytes / 2] ^= std::byte{1};
+  return 0;
+}
+int write_file(LmcnGdsReader*, std::uint32_t file, std::uint64_t offset, const void* memory, std::uint64_t bytes,
+               LmcnGdsError error) {
+  if (::pwrite(static_cast<int>(file), memory, bytes, static_cast<off_t>(offset)) == static_cast<ssize_t>(bytes)) return 0;
+  return fail(error, "short write");
+}
+
+}  // namespace
+
+FakeGds& fake_gds() {
+  static FakeGds fake;
+  return fake;
+}
+
+const LmcnGdsPlugin kFakeGds{LMCN_GDS_PLUGIN_ABI, "0",        "0",   make,      destroy,   register_memory,
+                             open_file,           close_file, state, read_file, write_file};
+
+}  // namespace lmcn::load_test

@@ -1,0 +1,225 @@
+// What a loader does when GPUDirect Storage fails it, with a plugin that fails as it is told.
+#include "fake_gds.hpp"
+#include "load_fixture.hpp"
+
+namespace lmcn::load_test {
+namespace {
+
+class Fallback : public LoadFixture {
+ protected:
+  Fallback() {
+    fake_gds().fault = Fault::kNone;
+    fake_gds().compat = true;
+    fake_gds().reads = fake_gds().hanging = 0;
+    loading.plugin = &kFakeGds;
+  }
+  ~Fallback() override {
+    set(Fault::kNone);
+    loader.reset();
+    EXPECT_EQ(fake_gds().open_files, 0);
+    EXPECT_EQ(fake_gds().readers, 0);
+  }
+  static void set(Fault fault) {
+    fake_gds().fault = fault;
+    fake_gds().fault.notify_all();
+  }
+  DeviceLoadJob job_of(std::uint64_t id, std::uint32_t first, std::uint32_t count) {
+    DeviceLoadJob job{.id = id};
+    for (std::uint32_t i = first; i < first + count; ++i) add(job, write(i));
+    return job;
+  }
+  void expect_all(const DeviceLoadJob& job, std::uint32_t first) {
+    for (std::uint32_t i = 0; i < job.items.size(); ++i) expect_loaded(job, i, first + i);
+  }
+};
+
+TEST_F(Fallback, AReadThatFailsWhereODirectDoesNotEndsGdsWithOneLine) {
+  make_loader();
+  DeviceLoadJob job = job_of(1, 0, 3);
+  expect_all(job, 0);
+  EXPECT_TRUE(load(job).ok);
+  EXPECT_EQ(fake_gds().reads, 3);
+  EXPECT_EQ(loader->name(), "gds-compat");
+  set(Fault::kRead);
+  job = job_of(2, 3, 6);
+  expect_all(job, 3);
+  EXPECT_TRUE(load(job).ok);
+  EXPECT_EQ(loader->name(), "host");
+  const std::vector<std::string> notes = loader->notes();
+  ASSERT_EQ(notes.size(), 1u);
+  EXPECT_NE(notes[0].find("DMA failed"), std::string::npos) << notes[0];
+  EXPECT_NE(notes[0].find(file("data.000").string()), std::string::npos) << notes[0];
+  EXPECT_TRUE(loader->notes().empty());
+  const int reads = fake_gds().reads;
+  set(Fault::kNone);
+  job = job_of(3, 9, 2);
+  expect_all(job, 9);
+  EXPECT_TRUE(load(job).ok);
+  EXPECT_EQ(fake_gds().reads, reads) << "GDS was given up, and is asked again";
+  expect_pages();
+}
+
+TEST_F(Fallback, AFileThatGdsDoesNotServe) {
+  set(Fault::kOpen);
+  make_loader();
+  const DeviceLoadJob job = job_of(1, 0, 2);
+  expect_all(job, 0);
+  EXPECT_TRUE(load(job).ok);
+  EXPECT_EQ(loader->name(), "host");
+  const std::vector<std::string> notes = loader->notes();
+  ASSERT_EQ(notes.size(), 1u);
+  EXPECT_NE(notes[0].find("file system not supported"), std::string::npos) << notes[0];
+  expect_pages();
+}
+
+TEST_F(Fallback, WrongBytesAreAMissAndNotGivenToPages) {
+  make_loader();
+  set(Fault::kWrongBytes);
+  const DeviceLoadJob job = job_of(1, 0, 3);
+  const DeviceLoadDone done = load(job);
+  ASSERT_EQ(done.failed.size(), 3u);
+  for (const DeviceLoadFailure& one : done.failed) EXPECT_EQ(one.status.code(), Code::kCorruption);
+  expect_pages();
+}
+
+TEST_F(Fallback, AReadThatHangsHoldsUpItsLaneOnly) {
+  make_loader();
+  set(Fault::kHang);
+  DeviceLoadJob hung = job_of(1, 0, 2);
+  hung.deadline = std::chrono::steady_clock::now() + 5ms;
+  ASSERT_TRUE(loader->submit(hung).ok());
+  const DeviceLoadDone late = result(1);
+  ASSERT_EQ(late.failed.size(), 2u);
+  for (const DeviceLoadFailure& one : late.failed) EXPECT_EQ(one.status.code(), Code::kDeadlineExceeded);
+
+  // All lanes now: a job that no lane has taken ends at its deadline, too.
+  DeviceLoadJob rest = job_of(2, 2, 6);
+  rest.deadline = std::chrono::steady_clock::now() + 5ms;
+  ASSERT_TRUE(loader->submit(rest).ok());
+  EXPECT_EQ(result(2).failed.size(), 6u);
+  set(Fault::kNone);  // what hung brings its bytes now: nobody wants them
+  const DeviceLoadJob job = job_of(3, 8, 8);
+  expect_all(job, 8);
+  EXPECT_TRUE(load(job).ok);
+  loader.reset();
+  expect_pages();
+}
+
+TEST_F(Fallback, WithoutGdsThereIsNoLoaderUnlessCompatIsAllowed) {
+  set(Fault::kMake);
+  auto made = make_device_loader(layout, slot, loading);
+  ASSERT_FALSE(made.ok());
+  EXPECT_EQ(made.status().code(), Code::kUnavailable);
+  EXPECT_NE(made.status().message().find("nvidia-fs is not loaded"), std::string::npos);
+  set(Fault::kNone);
+  loading.allow_compat = false;
+  made = make_device_loader(layout, slot, loading);
+  ASSERT_FALSE(made.ok());
+  EXPECT_EQ(made.status().code(), Code::kUnavailable);
+  EXPECT_NE(made.status().message().find("no CUDA device"), std::string::npos);
+}
+
+// ---- the probe
+
+class Probe : public Fallback {
+ protected:
+  Probe() {
+    std::filesystem::create_directory(directory());
+    probing.directory = directory().string();
+    probing.bytes = 8 * kMiB;
+    probing.in_flight = 3;
+  }
+  std::filesystem::path directory() const { return root.path() / "probed"; }
+  void expect_no_scratch() const { EXPECT_TRUE(std::filesystem::is_empty(directory())); }
+  GdsProbeOptions probing;
+};
+
+TEST_F(Probe, MeasuresTheHostPathWithoutAPlugin) {
+  const Result<GdsProbe> probe = probe_gds(probing);
+  ASSERT_TRUE(probe.ok()) << probe.status().to_string();
+  EXPECT_EQ(probe->mode, "none");
+  EXPECT_EQ(probe->reason, "the plugin is not loaded");
+  EXPECT_GT(probe->host_read, 0);
+  EXPECT_GT(probe->host_write, 0);
+  EXPECT_EQ(probe->gds_read, 0);
+  EXPECT_FALSE(probe->use_gds());
+  expect_no_scratch();
+}
+
+TEST_F(Probe, SaysCompatAndNeverUsesIt) {
+  probing.plugin = &kFakeGds;
+  const Result<GdsProbe> probe = probe_gds(probing);
+  ASSERT_TRUE(probe.ok()) << probe.status().to_string();
+  EXPECT_EQ(probe->mode, "compat");
+  EXPECT_NE(probe->reason.find("no CUDA device"), std::string::npos);
+  EXPECT_GT(probe->gds_read, 0);
+  EXPECT_GT(probe->gds_write, 0);
+  EXPECT_FALSE(probe->use_gds());
+  expect_no_scratch();
+}
+
+TEST_F(Probe, WhatReadsOtherBytesThanWereWrittenIsNotUsed) {
+  probing.plugin = &kFakeGds;
+  for (const Fault fault : {Fault::kWrongBytes, Fault::kRead, Fault::kOpen, Fault::kMake}) {
+    set(fault);
+    const Result<GdsProbe> probe = probe_gds(probing);
+    ASSERT_TRUE(probe.ok()) << probe.status().to_string();
+    EXPECT_EQ(probe->mode, "none");
+    const char* const words = fault == Fault::kWrongBytes ? "gave other bytes than were written"
+                              : fault == Fault::kRead     ? "DMA failed"
+                              : fault == Fault::kOpen     ? "file system not supported"
+                                                          : "nvidia-fs is not loaded";
+    EXPECT_NE(probe->reason.find(words), std::string::npos) << probe->reason;
+    EXPECT_EQ(probe->gds_read, 0);
+    EXPECT_GT(probe->host_read, 0);
+    EXPECT_FALSE(probe->use_gds());
+    expect_no_scratch();
+  }
+}
+
+TEST_F(Probe, ADirectoryThatIsNotThere) {
+  probing.directory += "/none";
+  const Result<GdsProbe> probe = probe_gds(probing);
+  ASSERT_FALSE(probe.ok());
+  EXPECT_NE(probe.status().message().find(probing.directory), std::string::npos) << probe.status().to_string();
+}
+
+// ---- loading the plugin
+
+std::string why_not(const std::string& path) {
+  const Result<const LmcnGdsPlugin*> loaded = load_gds_plugin(path);
+  EXPECT_FALSE(loaded.ok());
+  if (loaded.ok()) return "";
+  EXPECT_EQ(loaded.status().code(), Code::kUnavailable);
+  return loaded.status().message();
+}
+
+TEST(Plugin, WhatIsMissingIsNamed) {
+  EXPECT_NE(why_not("/nowhere/liblmcn_gds.so").find("/nowhere/liblmcn_gds.so"), std::string::npos);
+  EXPECT_NE(why_not(LMCN_TEST_STUB).find("it is another library"), std::string::npos);
+  EXPECT_NE(why_not(LMCN_TEST_OLD_PLUGIN).find("is of lmcache-native 0.0.1"), std::string::npos);
+  const std::string missing[] = {"/nowhere/libkvikio.so"};
+  const Result<const LmcnGdsPlugin*> loaded = load_gds_plugin(LMCN_TEST_OLD_PLUGIN, missing);
+  ASSERT_FALSE(loaded.ok());
+  EXPECT_NE(loaded.status().message().find("/nowhere/libkvikio.so"), std::string::npos);
+}
+
+}  // namespace
+
+const LmcnGdsPlugin* plugin_under_test() {
+  return nullptr;
+}
+std::string name_under_test() {
+  return "host";
+}
+int device_under_test() {
+  return -1;
+}
+std::byte* allocate_pages(std::size_t bytes) {
+  return new std::byte[bytes];
+}
+void release_pages(std::byte* pages) {
+  delete[] pages;
+}
+
+}  // namespace lmcn::load_test
