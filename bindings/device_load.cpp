@@ -8,15 +8,11 @@
 
 #include "arguments.hpp"
 #include "bindings.hpp"
+#include "copy/gds_plugin.h"
 #include "status.hpp"
 
 namespace lmcn::python {
 namespace {
-
-/// Never unloaded.
-struct PluginObject {
-  const LmcnGdsPlugin* plugin = nullptr;
-};
 
 /// Destroyed loader first (waits for reads under way, without the GIL), then the owner of the paged memory.
 struct LoaderObject {
@@ -59,7 +55,7 @@ LoaderObject host(const PagedKvLayout& paged, const SlotLayout& slot, std::uint3
   return make(paged, slot, options, std::move(owner));
 }
 
-LoaderObject cuda(const PagedKvLayout& paged, const SlotLayout& slot, int device, const PluginObject* plugin, std::uint32_t rank,
+LoaderObject cuda(const PagedKvLayout& paged, const SlotLayout& slot, int device, const std::string& plugin, std::uint32_t rank,
                   std::uint32_t rank_count, std::uint64_t buffer_bytes, unsigned in_flight, bool allow_compat, nb::object owner) {
   DeviceLoaderOptions options;
   options.device = device;
@@ -67,7 +63,7 @@ LoaderObject cuda(const PagedKvLayout& paged, const SlotLayout& slot, int device
   options.rank_count = rank_count;
   options.buffer_bytes = buffer_bytes;
   options.in_flight = in_flight;
-  options.plugin = plugin != nullptr ? plugin->plugin : nullptr;
+  if (!plugin.empty()) options.plugin = take(load_gds_plugin(plugin));
   options.allow_compat = allow_compat;
   return make(paged, slot, options, std::move(owner));
 }
@@ -137,55 +133,52 @@ void init_done(nb::module_& module) {
           "Why the first of them failed.");
 }
 
-void init_probe(nb::module_& module) {
-  nb::class_<PluginObject>(module, "GdsPlugin", "The plugin for GPUDirect Storage, loaded. Stays for the life of the process.")
-      .def_static(
-          "load",
-          [](const std::string& path, const std::vector<std::string>& libraries) {
-            return PluginObject{take(load_gds_plugin(path, libraries))};
-          },
-          nb::arg("path"), nb::arg("libraries") = std::vector<std::string>{},
-          nb::sig("def load(path: str, libraries: list[str] = []) -> GdsPlugin"),
-          "Opens it, after `libraries` (absolute paths of what it needs, in order). Unavailable: no such file, a library that it "
-          "needs is missing,\n"
-          "or it is of another build.");
-  nb::class_<GdsProbe>(module, "GdsProbe", "What probe_gds() found.")
-      .def_ro("mode", &GdsProbe::mode, "'gds', 'compat' (copies through host memory) or 'none'.")
-      .def_ro("reason", &GdsProbe::reason, "Why the mode is not 'gds', else how it is known that it is.")
-      .def_ro("gds_read", &GdsProbe::gds_read, "10^9 bytes per second through kvikio; 0: not measured.")
-      .def_ro("gds_write", &GdsProbe::gds_write)
-      .def_ro("host_read", &GdsProbe::host_read, "The same through host memory.")
-      .def_ro("host_write", &GdsProbe::host_write)
-      .def_prop_ro("use_gds", &GdsProbe::use_gds, "Real GDS, and faster than the way through host memory.");
-  module.def(
-      "probe_gds",
-      [](const std::string& directory, const PluginObject* plugin, int device, std::uint64_t bytes, unsigned in_flight) {
-        GdsProbeOptions options;
-        options.directory = directory;
-        options.plugin = plugin != nullptr ? plugin->plugin : nullptr;
-        options.device = device;
-        options.bytes = bytes;
-        options.in_flight = in_flight;
-        auto found = [&] {
-          nb::gil_scoped_release release;
-          return probe_gds(options);
-        }();
-        return take(std::move(found));
-      },
-      nb::arg("directory"), nb::arg("plugin").none() = nb::none(), nb::arg("device") = -1,
-      nb::arg("bytes") = GdsProbeOptions{}.bytes, nb::arg("in_flight") = GdsProbeOptions{}.in_flight,
-      nb::sig("def probe_gds(directory: str, plugin: GdsPlugin | None = None, device: int = -1, bytes: int = 268435456, "
-              "in_flight: int = 8) -> GdsProbe"),
-      "Writes a scratch file of `bytes` in `directory` and reads it, through the plugin and through host memory; removes it. "
-      "device -1: the\n"
-      "memory is the host's. IoError: the directory cannot hold the file, or gave back other bytes than were written.");
+std::string load_plugin(const std::string& path) {
+  const LmcnGdsPlugin* const plugin = [&] {
+    nb::gil_scoped_release release;
+    return take(load_gds_plugin(path));
+  }();
+  return plugin->kvikio;
+}
+
+nb::dict probe(const std::string& directory, const std::string& plugin, int device, std::uint64_t bytes, unsigned in_flight) {
+  GdsProbeOptions options;
+  options.directory = directory;
+  options.device = device;
+  options.bytes = bytes;
+  options.in_flight = in_flight;
+  const GdsProbe found = [&] {
+    nb::gil_scoped_release release;
+    if (!plugin.empty()) options.plugin = take(load_gds_plugin(plugin));
+    return take(probe_gds(options));
+  }();
+  nb::dict out;
+  out["mode"] = found.mode;
+  out["reason"] = found.reason;
+  out["gds_read"] = found.gds_read;
+  out["gds_write"] = found.gds_write;
+  out["host_read"] = found.host_read;
+  out["host_write"] = found.host_write;
+  out["use_gds"] = found.use_gds();
+  return out;
 }
 
 }  // namespace
 
 void init_device_load(nb::module_& module) {
   init_done(module);
-  init_probe(module);
+  module.def(
+      "load_gds_plugin", load_plugin, nb::arg("path"),
+      "Opens liblmcn_gds.so, once in a process, and returns the version of kvikio that it was built for. What it needs is loaded\n"
+      "before (libkvikio.load_library()). Unavailable says what is missing. lmcache_native.gds does both.");
+  module.def(
+      "probe_gds", probe, nb::arg("directory"), nb::kw_only(), nb::arg("plugin") = "", nb::arg("device") = -1,
+      nb::arg("bytes") = std::uint64_t{256} << 20, nb::arg("in_flight") = 8u,
+      nb::sig("def probe_gds(directory: str, *, plugin: str = '', device: int = -1, bytes: int = 268435456, "
+              "in_flight: int = 8) -> dict[str, str | float | bool]"),
+      "Writes and reads a private scratch file in `directory`, which is removed, by O_DIRECT and, with `plugin`, by kvikio: mode\n"
+      "(gds, compat, none), reason, gds_read, gds_write, host_read, host_write (10^9 bytes per second; 0: not measured), use_gds\n"
+      "(whether GDS is real and reads faster). IoError: the directory cannot hold the file.");
   nb::class_<LoaderObject>(module, "DeviceLoader",
                            "Brings records of the NVMe log into an engine's paged memory without a slot: file, staging memory, "
                            "verified there, pages.\n"
@@ -201,13 +194,14 @@ void init_device_load(nb::module_& module) {
                   "owner: any object\n"
                   "to keep alive with the loader (the tensors behind `paged`).")
       .def_static(
-          "cuda", cuda, nb::arg("paged"), nb::arg("slot"), nb::kw_only(), nb::arg("device") = 0, nb::arg("plugin") = nb::none(),
+          "cuda", cuda, nb::arg("paged"), nb::arg("slot"), nb::kw_only(), nb::arg("device") = 0, nb::arg("plugin") = "",
           nb::arg("rank") = 0, nb::arg("rank_count") = 1, nb::arg("buffer_bytes") = DeviceLoaderOptions{}.buffer_bytes,
           nb::arg("in_flight") = DeviceLoaderOptions{}.in_flight, nb::arg("allow_compat") = false, nb::arg("owner") = nb::none(),
-          nb::sig("def cuda(paged: PagedKvLayout, slot: SlotLayout, *, device: int = 0, plugin: GdsPlugin | None = None, rank: int "
+          nb::sig("def cuda(paged: PagedKvLayout, slot: SlotLayout, *, device: int = 0, plugin: str = '', rank: int "
                   "= 0, rank_count: int = 1, buffer_bytes: int = 268435456, in_flight: int = 8, allow_compat: bool = False, "
                   "owner: object = None) -> DeviceLoader"),
-          "For paged memory on a CUDA device. plugin: reads by GPUDirect Storage; None: through host memory. allow_compat: "
+          "For paged memory on a CUDA device. plugin: path of liblmcn_gds.so, for GPUDirect Storage; else through host memory. "
+          "allow_compat: "
           "whether kvikio\n"
           "without GDS will do. Unavailable: no CUDA, or no GDS.")
       .def("submit", submit, nb::arg("id"), nb::arg("files"), nb::arg("file_indexes").none(), nb::arg("offsets").none(),

@@ -31,8 +31,6 @@ from lmcache_native.store import (
     CopyDone,
     DeviceLoadDone,
     DeviceLoader,
-    GdsPlugin,
-    GdsProbe,
     PagedCopier,
     PagedKvLayout,
     PlaneStrides,
@@ -44,7 +42,6 @@ from lmcache_native.store import (
     Store,
     Tier,
     WriteLease,
-    probe_gds,
 )
 
 __version__ = str(build_info()["version"])
@@ -62,8 +59,6 @@ __all__ = [
     "DeviceLoadDone",
     "DeviceLoader",
     "FormatVersion",
-    "GdsPlugin",
-    "GdsProbe",
     "InternalError",
     "InvalidArgument",
     "IoError",
@@ -90,5 +85,4 @@ __all__ = [
     "cuda_status",
     "describe_namespace",
     "make_namespace",
-    "probe_gds",
 ]

@@ -671,51 +671,17 @@ class DeviceLoadDone:
     def message(self) -> str:
         """Why the first of them failed."""
 
-class GdsPlugin:
+def load_gds_plugin(path: str) -> str:
     """
-    The plugin for GPUDirect Storage, loaded. Stays for the life of the process.
+    Opens liblmcn_gds.so, once in a process, and returns the version of kvikio that it was built for. What it needs is loaded
+    before (libkvikio.load_library()). Unavailable says what is missing. lmcache_native.gds does both.
     """
 
-    @staticmethod
-    def load(path: str, libraries: list[str] = []) -> GdsPlugin:
-        """
-        Opens it, after `libraries` (absolute paths of what it needs, in order). Unavailable: no such file, a library that it needs is missing,
-        or it is of another build.
-        """
-
-class GdsProbe:
-    """What probe_gds() found."""
-
-    @property
-    def mode(self) -> str:
-        """'gds', 'compat' (copies through host memory) or 'none'."""
-
-    @property
-    def reason(self) -> str:
-        """Why the mode is not 'gds', else how it is known that it is."""
-
-    @property
-    def gds_read(self) -> float:
-        """10^9 bytes per second through kvikio; 0: not measured."""
-
-    @property
-    def gds_write(self) -> float: ...
-
-    @property
-    def host_read(self) -> float:
-        """The same through host memory."""
-
-    @property
-    def host_write(self) -> float: ...
-
-    @property
-    def use_gds(self) -> bool:
-        """Real GDS, and faster than the way through host memory."""
-
-def probe_gds(directory: str, plugin: GdsPlugin | None = None, device: int = -1, bytes: int = 268435456, in_flight: int = 8) -> GdsProbe:
+def probe_gds(directory: str, *, plugin: str = '', device: int = -1, bytes: int = 268435456, in_flight: int = 8) -> dict[str, str | float | bool]:
     """
-    Writes a scratch file of `bytes` in `directory` and reads it, through the plugin and through host memory; removes it. device -1: the
-    memory is the host's. IoError: the directory cannot hold the file, or gave back other bytes than were written.
+    Writes and reads a private scratch file in `directory`, which is removed, by O_DIRECT and, with `plugin`, by kvikio: mode
+    (gds, compat, none), reason, gds_read, gds_write, host_read, host_write (10^9 bytes per second; 0: not measured), use_gds
+    (whether GDS is real and reads faster). IoError: the directory cannot hold the file.
     """
 
 class DeviceLoader:
@@ -733,9 +699,9 @@ class DeviceLoader:
         """
 
     @staticmethod
-    def cuda(paged: PagedKvLayout, slot: SlotLayout, *, device: int = 0, plugin: GdsPlugin | None = None, rank: int = 0, rank_count: int = 1, buffer_bytes: int = 268435456, in_flight: int = 8, allow_compat: bool = False, owner: object = None) -> DeviceLoader:
+    def cuda(paged: PagedKvLayout, slot: SlotLayout, *, device: int = 0, plugin: str = '', rank: int = 0, rank_count: int = 1, buffer_bytes: int = 268435456, in_flight: int = 8, allow_compat: bool = False, owner: object = None) -> DeviceLoader:
         """
-        For paged memory on a CUDA device. plugin: reads by GPUDirect Storage; None: through host memory. allow_compat: whether kvikio
+        For paged memory on a CUDA device. plugin: path of liblmcn_gds.so, for GPUDirect Storage; else through host memory. allow_compat: whether kvikio
         without GDS will do. Unavailable: no CUDA, or no GDS.
         """
 

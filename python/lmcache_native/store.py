@@ -12,8 +12,6 @@ from lmcache_native._native import (
     CopyDone,
     DeviceLoadDone,
     DeviceLoader,
-    GdsPlugin,
-    GdsProbe,
     KeyDeriver,
     PagedCopier,
     PagedKvLayout,
@@ -25,7 +23,6 @@ from lmcache_native._native import (
     Tier,
     WriteLease,
     make_namespace,
-    probe_gds,
 )
 from lmcache_native._types import ByteBuffer, PrefixHit
 from lmcache_native.errors import NotFound, ResourceExhausted
@@ -37,8 +34,6 @@ __all__ = [
     "CopyDone",
     "DeviceLoadDone",
     "DeviceLoader",
-    "GdsPlugin",
-    "GdsProbe",
     "PagedCopier",
     "PagedKvLayout",
     "PlaneStrides",
@@ -50,7 +45,6 @@ __all__ = [
     "Store",
     "Tier",
     "WriteLease",
-    "probe_gds",
 ]
 
 #: Of put() and get() when the caller names none.

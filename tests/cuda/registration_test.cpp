@@ -146,13 +146,13 @@ TEST_F(Registration, EndsWhileRegistering) {
 TEST_F(Registration, ManyHoldersComingAndGoing) {
   std::vector<std::thread> threads;
   for (int t = 0; t < 4; ++t) {
-    threads.emplace_back([&] {
+    threads.emplace_back([this, t] {
       for (int round = 0; round < 25; ++round) {
         const auto registration = make(2);
         const bool waits = round % 3 == 0;
         EXPECT_TRUE(!waits || registration->wait_ended(60s).ok());
         EXPECT_EQ(registration->progress().found_bytes, 0u) << "it found what another one was about to unregister";
-        if (std::byte* const mapped = registration->device_address(memory_ + kPiece, kPiece)) mapped[0] = std::byte{1};
+        if (std::byte* const mapped = registration->device_address(memory_ + kPiece, kPiece)) mapped[t] = std::byte{1};
       }
     });
   }

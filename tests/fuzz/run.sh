@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# usage: run.sh [--target NAME]... [--seconds N] [--seed N] [--minimise]    Fuzzes in the build folder .build/fuzz (preset fuzz), two
-# targets at once, config with .venv. A finding ends its target, is kept as .build/fuzz/findings/<target>/..., and makes this fail: replay it with
-# .build/fuzz/tests/fuzz/fuzz_<target> FILE, and once it is fixed add it to tests/fuzz/regressions/<target>/.
-# --seed: the run depends on N, the program and what is committed alone (rendezvous: on its owner's thread too), so a second one does
-# the same, as far as the time takes it; nothing of it is kept but a finding. Otherwise each run explores anew, and
-# what is new is kept in .build/fuzz/corpus/<target>; --minimise makes the committed corpus anew from that instead of fuzzing.
+# usage: run.sh [--target NAME]... [--seconds N] [--seed N] [--minimise]
+# Fuzzes in the build folder .build/fuzz (preset fuzz), two targets at once, config in .venv. A finding ends its target, is kept as
+# .build/fuzz/findings/<target>/..., and makes this fail: replay it with .build/fuzz/tests/fuzz/fuzz_<target> FILE, and once it is
+# fixed add it to tests/fuzz/regressions/<target>/.
+# --seed: the run depends on N (not 0), the program and what is committed alone (rendezvous: on its owner's thread too). A second
+# one does the same, as far as its time goes; nothing is kept but a finding. Otherwise each run explores anew, and what is new is
+# kept in .build/fuzz/corpus/<target>; --minimise makes the committed corpus anew from that instead of fuzzing.
 source "$(dirname "${BASH_SOURCE[0]}")/../env/common.sh"
 cd "$REPO" || exit
 
@@ -22,6 +23,7 @@ while (($#)); do
   *) die "unknown argument $1" ;;
   esac
 done
+if [[ -n $seed && ! $seed =~ ^[1-9][0-9]*$ ]]; then die "--seed is $seed, must be a number from 1"; fi  # libFuzzer: 0 is any
 if ((${#targets[@]} == 0)); then
   for source in tests/fuzz/fuzz_*.cpp; do
     name=${source##*/fuzz_}

@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 # What a C++ extension on Linux may ask of the system: libc and the C++ runtime, nothing else.
+EXTENSION, PLUGIN = "lmcache_native/_native.abi3.so", "lmcache_native/liblmcn_gds.so"  # the plugin: built with LMCN_GDS only
 ALLOWED_NEEDED = re.compile(r"^(lib(stdc\+\+|gcc_s|m|c|pthread|dl|rt)\.so\.\d+|ld-linux[-\w]*\.so\.\d+)$")
 
 SMOKE = """
@@ -93,7 +94,7 @@ def check_contents(wheel: Path, folder: Path) -> None:
         names = archive.namelist()
         archive.extractall(folder)
     libraries = [n for n in names if ".so" in Path(n).name or n.endswith((".a", ".o"))]
-    if libraries != ["lmcache_native/_native.abi3.so"]:
+    if sorted(libraries) not in ([EXTENSION], [EXTENSION, PLUGIN]):
         raise SystemExit(f"FAILED: libraries in the wheel: {libraries}")
     for name in ("lmcache_native/py.typed", "lmcache_native/_native.pyi", "lmcache_native/__init__.py"):
         if name not in names:
@@ -109,22 +110,30 @@ def check_contents(wheel: Path, folder: Path) -> None:
     sys.stdout.write(f"{wheel.name}: {wheel.stat().st_size / 1024:.0f} KiB, {len(names)} files, requires {required[0]}\n")
 
 
-def check_library(library: Path) -> None:
+def check_library(library: Path, entry: str = "PyInit__native", also_needed: tuple[str, ...] = ()) -> None:
+    """`entry`: what it is there for. `also_needed`: what the plugin may ask for and the extension may not."""
     dynamic = run("readelf", "-dW", library)
     needed = re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic)
-    wrong = [n for n in needed if not ALLOWED_NEEDED.match(n)]
+    wrong = [n for n in needed if not ALLOWED_NEEDED.match(n) and n not in also_needed]
     if not needed or wrong:
-        raise SystemExit(f"FAILED: NEEDED has {wrong or 'nothing'}")
+        raise SystemExit(f"FAILED: NEEDED of {library.name} has {wrong or 'nothing'}")
     if re.search(r"\((RPATH|RUNPATH)\)", dynamic):
-        raise SystemExit("FAILED: the library has a run path")
+        raise SystemExit(f"FAILED: {library.name} has a run path")
     if ".symtab" in run("readelf", "-SW", library):
-        raise SystemExit("FAILED: the library is not stripped")
+        raise SystemExit(f"FAILED: {library.name} is not stripped")
     symbols = run("readelf", "--dyn-syms", "-W", library).splitlines()
     exported = [s.split()[-1] for s in symbols if re.search(r" (GLOBAL|WEAK) +DEFAULT +\d+ ", s)]
     foreign = [s for s in exported if re.match(r"(SHA256|EVP|OPENSSL|CRYPTO|io_uring|XXH|cuda|cu[A-Z])", s)]
-    if "PyInit__native" not in exported or foreign:
-        raise SystemExit(f"FAILED: exported symbols {foreign or 'lack PyInit__native'}")
+    if entry not in exported or foreign:
+        raise SystemExit(f"FAILED: exported symbols of {library.name} {foreign or 'lack ' + entry}")
     sys.stdout.write(f"{library.name}: {library.stat().st_size / 1024:.0f} KiB, NEEDED {' '.join(needed)}\n")
+
+
+def check_plugin(library: Path) -> None:
+    if library.exists():
+        check_library(library, "lmcn_gds_plugin", ("libkvikio.so",))
+        return
+    sys.stdout.write(f"{library.name}: not in this wheel (LMCN_GDS)\n")
 
 
 def interpreter(version: str) -> Path | None:
@@ -166,7 +175,8 @@ def main() -> int:
         check_contents(wheel, folder / "contents")
         if arguments.cuda and wheel.stat().st_size > MOST_CUDA_BYTES:
             raise SystemExit(f"FAILED: the wheel has {wheel.stat().st_size} bytes, must be at most {MOST_CUDA_BYTES}")
-        check_library(folder / "contents/lmcache_native/_native.abi3.so")
+        check_library(folder / "contents" / EXTENSION)
+        check_plugin(folder / "contents" / PLUGIN)
         for version in VERSIONS:
             python = interpreter(version)
             if python is None:

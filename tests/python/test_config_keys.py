@@ -108,7 +108,7 @@ LMCACHE_KEYS: dict[str, tuple[Any, Any]] = {
     "nixl_backends": (None, ["UCX"]),
     "nixl_buffer_size": (None, 1),
     "nixl_buffer_device": (None, "cpu"),
-    "gds_path": (None, "/gds"),
+    "gds_path": (None, None),
     "gds_path_sharding": ("by_gpu", "other"),
     "gds_buffer_size": (None, 4096),
     "maru_path": (None, "maru://x"),
@@ -202,8 +202,10 @@ def test_a_value_is_honoured_accepted_or_refused_as_the_table_says(name: str) ->
     elif key.needs:
         lmcache(**asking)
         for master in key.needs:
-            anywhere = TABLE.find(master, Place.ANYWHERE) is not None
-            given = {master: True} if anywhere else {"extra_config": {master: True}}
+            row = TABLE.find(master, Place.ANYWHERE)
+            anywhere = row is not None
+            asked: object = "/x" if row is not None and row.kind is Kind.DONE else True
+            given = {master: asked} if anywhere else {"extra_config": {master: asked}}
             message = refused(**asking, **given)
             assert message.startswith(master if anywhere else f"extra_config.{master}")
             assert (f"(with it: {name})" in message) == (asking[name] is not False)

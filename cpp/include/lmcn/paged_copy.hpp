@@ -91,9 +91,9 @@ struct CopierOptions {
 /// Host implementation. `arena_base`/`arena_bytes`: the mapped arena, outlives the copier. The layout's memory too.
 Result<std::unique_ptr<PagedCopier>> make_host_copier(const PagedKvLayout& paged, const SlotLayout& slot, std::byte* arena_base,
                                                       std::uint64_t arena_bytes, const CopierOptions& options);
-/// CUDA implementation; kUnavailable when built without CUDA or without a driver/device. How bytes move is measured here (some 50 ms,
-/// once for each device, driver and layout; kept in the user's cache folder), unless LMCN_COPY_PATH=memcpy|batch|kernel|staged says
-/// it: another value is kInvalidArgument, a path that is not to be had here an error. The arena is registered with CUDA in the
+/// CUDA implementation; kUnavailable when built without CUDA or without a driver/device. How bytes move is measured here (some 50
+/// ms, once for each device, driver and layout; kept in the user's cache folder), unless LMCN_COPY_PATH=memcpy|batch|kernel|staged
+/// says it: another value is kInvalidArgument, a path that is not to be had here an error. The arena is registered with CUDA in the
 /// background, once for all copiers of the process; copies work meanwhile, slower.
 Result<std::unique_ptr<PagedCopier>> make_cuda_copier(const PagedKvLayout& paged, const SlotLayout& slot, std::byte* arena_base,
                                                       std::uint64_t arena_bytes, const CopierOptions& options, int device);

@@ -209,6 +209,7 @@ class _Merging:
         self._host()
         self._nvme()
         self._locations()
+        self._gds()
         self._loading()
         self._numa()
 
@@ -307,6 +308,33 @@ class _Merging:
             self.unsupported.append(self.items["store_location"].given.must_be(f"{configured}, or left out: {why}"))
             self.failed.add("store_location")
 
+    def _gds(self) -> None:
+        path = self.values.get("gds_path")
+        if path is not None and "local_disk" not in self.failed:
+            if path != self.config.get("directories"):
+                what = "what local_disk is, or left out: there is one store, use local_disk and max_local_disk_size"
+                self._refuse_row("gds_path", what)
+            else:
+                for row in [row for row in self.items if "gds_path" in self.items[row].key.needs]:
+                    if not asks_for_nothing(self.items[row].given.value, self.items[row].key.default):
+                        self._refuse_row(row, _left_out(self.items[row].key))
+        if self.values.get("use_gds") == "on":
+            if self.profile is Profile.OFFLOADING:
+                self._refuse_row("use_gds", f"auto or off: only {CONNECTORS[Profile.LMCACHE]} honours it")
+            elif not self.config.get("directories") and not {"local_disk", "max_local_disk_size", "local_disk_sizes"} & self.failed:
+                self._error(self.items["use_gds"].given.must_be("auto or off without local_disk"))
+            elif self.config.get("layerwise"):
+                self._refuse_row("use_gds", "auto or off with use_layerwise: records are read whole")
+        if {"gds_path", "use_gds"} & self.failed:
+            self.config.pop("gds_buffer_bytes", None)
+            self.config.pop("use_gds", None)
+
+    def _refuse_row(self, row: str, right: str) -> None:
+        parts = self._parts_of(row)
+        also = f" (with it: {', '.join(sorted(parts))})" if parts else ""
+        self.unsupported.append(self.items[row].given.must_be(right + also))
+        self.failed.add(row)
+
     def _loading(self) -> None:
         if self.profile is Profile.OFFLOADING:
             return
@@ -372,7 +400,8 @@ class _Merging:
                 continue
             item = self.items.get(key.name)
             shown = item is not None or key.place is not Place.SUB
-            if shown and key.field is not None and not key.secondary and key.honoured_by(self.profile):
+            refused = key.name in self.failed
+            if shown and key.field is not None and not key.secondary and not refused and key.honoured_by(self.profile):
                 lines.append(self._field_line(key, config))
             elif item is not None and key.name != "extra_config" and key.name != "cpu_bytes_to_use":
                 lines.append(self._given_line(key.name, item))
@@ -423,7 +452,7 @@ def _listed(problems: list[str]) -> str:
     return f"{len(problems)} problems in the configuration:" + "".join(f"\n- {text}" for text in problems)
 
 
-_SCALES: dict[str, Callable[[float], float]] = {"GiB": lambda n: n / GIB, "ms": lambda n: n * 1000}
+_SCALES: dict[str, Callable[[float], float]] = {"GiB": lambda n: n / GIB, "MiB": lambda n: n / (1 << 20), "ms": lambda n: n * 1000}
 
 
 def _shown(value: object, unit: str) -> str:

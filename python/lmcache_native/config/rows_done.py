@@ -15,6 +15,7 @@ from lmcache_native.config.values import (
     directories,
     flag,
     mapping,
+    mebibytes,
     milliseconds,
     numa_mode,
     numa_nodes,
@@ -29,6 +30,7 @@ from lmcache_native.config.values import (
     sizes,
     striped,
     text,
+    use_gds,
     whole,
 )
 
@@ -167,6 +169,26 @@ NVME = (
         "data_parallel_engines", _D, Theme.NVME, "whole number", None,
         "Engines on this node that share max_local_disk_size. Needed only where vLLM does not say it itself.",
         whole(1, 4096), "data_parallel_engines", shown_default="vLLM's",
+    ),
+)
+
+GDS = (
+    Key(
+        "use_gds", _D, Theme.GDS, "auto, on, off, or flag", True,
+        "Whether workers read NVMe by GPUDirect Storage, past host memory (docs/gds.md). auto, or LMCache's true: where a probe at "
+        "start finds it real and faster. on: an error at start where it is not real. Of LMCacheNativeConnector, not with "
+        "use_layerwise. on must be in quotes in YAML, where it means true.",
+        use_gds, "use_gds", shown_default="auto",
+    ),
+    Key(
+        "gds_path", _D, Theme.GDS, "path, list, or text with commas", None,
+        "Must be what local_disk is, or left out: GPUDirect Storage is another way to read the one store, not a tier of its own.",
+        directories, shown_default="local_disk",
+    ),
+    Key(
+        "gds_buffer_size", _D, Theme.GDS, "whole number, MiB", None,
+        "Device memory that records are read into, per rank; it bounds those in flight.",
+        mebibytes, "gds_buffer_bytes", "MiB", shown_default="256",
     ),
 )
 
@@ -388,4 +410,4 @@ VLLM = (
 )
 # fmt: on
 
-ROWS = HOST + NVME + CHUNKS + LOADING + SAVING + PROCESS + REQUEST + VLLM
+ROWS = HOST + NVME + GDS + CHUNKS + LOADING + SAVING + PROCESS + REQUEST + VLLM

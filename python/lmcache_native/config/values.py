@@ -23,6 +23,7 @@ MAX_SHOWN = 500  # characters of a wrong value in a message
 IO_ENGINES = ("auto", "io_uring", "threads")
 ADMISSIONS = ("auto", "always", "second_touch")
 VERIFY = ("off", "nvme", "all")
+USE_GDS = ("auto", "on", "off")
 UNLIMITED = (1 << 64) - 1
 LOAD_FAILURE_POLICIES = ("recompute", "fail")
 # What LMCache 0.5.6 and vLLM 0.32 together know.
@@ -80,8 +81,6 @@ class NativeConfig:
     hit_miss_ratio: float | None = None  # 0..1: no more than this part of a prompt is ever a hit
     load_timeout_s: float = 10.0  # of a synchronous load
     kv_events: bool = False
-    use_gds: str = "auto"  # whether workers read from NVMe themselves: auto, on, off
-    gds_buffer_bytes: int = 256 << 20  # device memory of each worker for that
     retrieve_nvme: bool = True  # False: what is on NVMe is not looked up
     skip_save: bool = False  # load only
     numa_nodes: tuple[int, ...] | None = None  # where host memory shall lie; None: not said
@@ -89,6 +88,8 @@ class NativeConfig:
     hugetlb: bool = False
     python_gc: bool = True
     instance_id: str | None = None
+    use_gds: str = "auto"  # whether workers read NVMe by GPUDirect Storage: auto (where it is faster), on, off
+    gds_buffer_bytes: int = 256 << 20  # device memory that records are read into
 
     @property
     def directory(self) -> Path | None:
@@ -283,6 +284,22 @@ def text(given: Given) -> str:
     if not isinstance(given.value, str) or not given.value.strip():
         raise given.wrong("a non-empty text")
     return given.value.strip()
+
+
+def use_gds(given: Given) -> str:
+    """LMCache's flag means: if it can be."""
+    flag = parse_flag(given.value)
+    word = str(given.value).strip().lower()
+    if word in USE_GDS:
+        return word
+    if flag is None:
+        raise given.wrong("one of auto, on, off (LMCache's true is auto, its false is off)")
+    return "auto" if flag else "off"
+
+
+def mebibytes(given: Given) -> int:
+    """MiB -> bytes."""
+    return int(whole(1, 1 << 20)(given)) << 20
 
 
 def one_of(*choices: str) -> Parser:

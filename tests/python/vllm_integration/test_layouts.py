@@ -28,8 +28,9 @@ from vllm.v1.attention.backends.utils import get_supported_kv_cache_layouts, res
 from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 from vllm.v1.kv_cache_interface import KVCacheLayout, MLAAttentionSpec
 
+from lmcache_native import PagedCopier, Store, make_namespace
 from lmcache_native.errors import Unsupported
-from lmcache_native.integration.vllm import compat
+from lmcache_native.integration.vllm import compat, layout
 from lmcache_native.integration.vllm.connector import NativeOffloadingConnector
 from lmcache_native.integration.vllm.layout import PagedMemory, block_outermost, check_devices
 from lmcache_native.integration.vllm.token_connector import LMCacheNativeConnector
@@ -198,7 +199,24 @@ def test_block_outermost_is_one_page_of_all_layers(config: VllmConfig, monkeypat
     memory.check_holds(paged.caches)
     block_bytes = LAYERS * paged.spec.page_size_bytes
     assert memory == PagedMemory((paged.raw.data_ptr(),), BLOCKS, block_bytes, block_bytes, "cpu", 0)
-    assert memory.paged_layout().num_blocks == BLOCKS
+
+    slot = layout.slot_layout(1, block_bytes, 2)
+    wanted = [cache[[4, 1]].view(torch.int16).clone() for cache in paged.caches.values()]
+    with Store(host_bytes=16 << 20, max_payload_bytes=slot.rank_bytes) as store:
+        copier = PagedCopier.host(store, memory.paged_layout(), slot, owner=paged)
+        lease = store.reserve_engine_keys(make_namespace("test=1\n"), [b"a"], slot.rank_bytes, for_worker=True)
+        where = (lease.slot_offsets(), lease.generations(), [0], [2], [0])
+        copier.submit(1, "store", *where, [4, 1])
+        copier.wait([1])
+        paged.raw.zero_()
+        copier.submit(2, "load", *where, [0, 6])
+        copier.wait([2])
+        assert [done.message for done in copier.poll()] == ["", ""]
+        for cache, want in zip(paged.caches.values(), wanted, strict=True):
+            assert torch.equal(cache[[0, 6]].view(torch.int16), want)
+        assert not any(bool(cache[[1, 2, 3, 4, 5]].any()) for cache in paged.caches.values())
+        del copier
+        lease.abort()
 
 
 def test_heads_outermost_are_refused(config: VllmConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,9 +326,15 @@ def on(*names: str) -> dict[str, Any]:
     return {f"layers.{number}": SimpleNamespace(device=torch.device(name)) for number, name in enumerate(names)}
 
 
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_devices(on("cpu", "cpu"))
+@pytest.fixture(autouse=True)
+def _cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two devices, the second of which runs the model."""
+    monkeypatch.setattr(layout, "cuda_status", lambda: {"built": True, "devices": 2, "error": 0, "message": ""})
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+
+
+def test_devices() -> None:
+    check_devices(on("cpu", "cpu"))
     check_devices(on("cuda:1", "cuda:1"))
 
 
@@ -323,8 +347,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         (("meta",), r"layers.0 is on meta \(meta\): not yet supported, must be on a CUDA device or on the CPU"),
     ],
 )
-def test_wrong_devices_are_named(monkeypatch: pytest.MonkeyPatch, devices: tuple[str, ...], message: str) -> None:
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+def test_wrong_devices_are_named(devices: tuple[str, ...], message: str) -> None:
     with pytest.raises(Unsupported, match=message):
         check_devices(on(*devices))
 
@@ -333,6 +356,13 @@ def test_rocm_is_not_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", "6.4")
     with pytest.raises(Unsupported, match=r"cuda:0 \(ROCm\): not yet supported"):
         check_devices(on("cuda:0"))
+
+
+@pytest.mark.parametrize(("built", "devices"), [(False, 0), (True, 0)])
+def test_a_build_that_does_not_reach_the_device_says_so(monkeypatch: pytest.MonkeyPatch, built: bool, devices: int) -> None:
+    monkeypatch.setattr(layout, "cuda_status", lambda: {"built": built, "devices": devices, "error": 35, "message": "no driver"})
+    with pytest.raises(Unsupported, match=r"layers.0 is on cuda:1, which this lmcache-native cannot copy from: no driver"):
+        check_devices(on("cuda:1"))
 
 
 def test_a_layer_elsewhere_stops_the_registration() -> None:

@@ -38,6 +38,7 @@ def alone() -> Iterator[TokenWorker]:
         chunk_tokens=24,
         engine_id=f"test-{uuid.uuid4()}",
         rank=0,
+        ranks=1,
         copy_threads=1,
         load_timeout_s=10.0,
         layerwise=False,

@@ -73,6 +73,7 @@ class Engine:
                 chunk_tokens=chunk,
                 engine_id=engine_id,
                 rank=rank,
+                ranks=ranks,
                 copy_threads=1,
                 load_timeout_s=self.config.load_timeout_s,
                 layerwise=self.config.layerwise,

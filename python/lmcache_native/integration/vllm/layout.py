@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmcache_native import PagedKvLayout, SlotLayout
+from lmcache_native import PagedKvLayout, SlotLayout, cuda_status
 from lmcache_native.errors import InvalidArgument, Unavailable, Unsupported
 from lmcache_native.integration.vllm import compat
 
@@ -96,7 +96,8 @@ def elements_reached(view: Any) -> int:
 
 
 def check_devices(caches: Mapping[str, Any]) -> None:
-    """Unsupported, naming the layer, unless all lie on the CPU, or all on the CUDA device on which this thread runs the model."""
+    """Unsupported, naming the layer, unless all lie on the CPU, or all on the CUDA device on which this thread runs the model and
+    that this build of lmcache-native can reach."""
     (first, cache), *_ = caches.items()
     for name, other in caches.items():
         if other.device != cache.device:
@@ -113,6 +114,12 @@ def check_devices(caches: Mapping[str, Any]) -> None:
         backend = "ROCm" if device.type == "cuda" else device.type
         raise Unsupported(
             f"KV cache of {first} is on {device} ({backend}): not yet supported, must be on a CUDA device or on the CPU"
+        )
+    status = cuda_status()
+    if not status["built"] or not status["devices"]:
+        raise Unsupported(
+            f"KV cache of {first} is on {device}, which this lmcache-native cannot copy from: {status['message']}; "
+            "`lmcache-native doctor` says more"
         )
     current = torch.cuda.current_device()
     if device.index != current:

@@ -52,6 +52,8 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
 
     @classmethod
     def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
+        """vLLM asks in the front end. Inside a whole graph wait_for_layer_load would run at capture only, never at replay; between
+        the pieces it runs each time. Everything else of a load is ordered by the stream, before the graph is launched."""
         return resolve(extra_config, os.environ, profile=Profile.LMCACHE).layerwise
 
     def shutdown(self) -> None:
@@ -86,6 +88,7 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
             chunk_tokens=tokens,
             engine_id=self._vllm_config.kv_transfer_config.engine_id,
             rank=self._vllm_config.parallel_config.rank,
+            ranks=self._vllm_config.parallel_config.world_size,
             copy_threads=self._config.copy_threads,
             load_timeout_s=self._config.load_timeout_s,
             layerwise=self._config.layerwise,

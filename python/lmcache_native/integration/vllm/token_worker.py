@@ -52,6 +52,7 @@ class TokenWorker(CopierClient):
         chunk_tokens: int,
         engine_id: str,
         rank: int,
+        ranks: int,
         copy_threads: int,
         load_timeout_s: float,
         layerwise: bool,
@@ -61,6 +62,7 @@ class TokenWorker(CopierClient):
         super().__init__(
             engine_id=engine_id,
             rank=rank,
+            ranks=ranks,
             device_type=pages.device_type,
             device_index=pages.device_index,
             paged_layout=pages.paged_layout,
