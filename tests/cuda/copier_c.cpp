@@ -46,7 +46,10 @@ EXPORTED int lmcn_c_devices(char* message, std::size_t message_bytes) {
 /// The values of LMCN_COPY_PATH that force a path, with commas between them.
 EXPORTED void lmcn_c_paths(char* names, std::size_t bytes) {
   std::string all;
-  for (const PathKind kind : kAllPaths) all += (all.empty() ? "" : ",") + std::string(path_name(kind));
+  for (const PathKind kind : kAllPaths) {
+    if (!all.empty()) all += ',';
+    all += path_name(kind);
+  }
   say(all, names, bytes);
 }
 
