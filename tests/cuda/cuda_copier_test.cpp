@@ -2,7 +2,9 @@
 // in.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <map>
+#include <thread>
 
 #include "cuda_fixture.hpp"
 
@@ -75,6 +77,7 @@ TEST_F(CudaCopier, MoreJobsThanPooledEventsAllEnd) {
 
 TEST_F(CudaCopier, ACancelledJobOfTheQueueEndsBeforeThoseInFlight) {
   Gate gate(engine_, kDevice);
+  fake_cuda::reset();
   std::vector<std::uint64_t> ids;
   for (std::uint64_t id = 0; id < 20; ++id) {
     ASSERT_TRUE(copier_->submit(engine_job(id, CopyDirection::kScatter, {id % kSlots})).ok());
@@ -86,8 +89,11 @@ TEST_F(CudaCopier, ACancelledJobOfTheQueueEndsBeforeThoseInFlight) {
   EXPECT_EQ(copier_->poll().size(), 2u);
   EXPECT_EQ(fake_cuda::state().copies_done, 0);
   EXPECT_EQ(loads_done(arena_->image(3), 1), 2u);
+  // Its copies are in the stream once the next job's wait is.
+  const auto until = std::chrono::steady_clock::now() + 60s;
+  while (fake_cuda::calls("cudaStreamWaitEvent") < 2 && std::chrono::steady_clock::now() < until) std::this_thread::yield();
   const std::uint64_t submitted[] = {0};
-  copier_->cancel(submitted);  // its copies are in the stream
+  copier_->cancel(submitted);
   gate.open();
   ASSERT_TRUE(copier_->wait(ids, 60s).ok());
   const std::vector<CopyDone> done = copier_->poll();
