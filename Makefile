@@ -4,8 +4,9 @@ STAGE := bash -c 'set -euo pipefail; source tests/env/stages.sh; "$$@"' make
 export DEMO_ARGS BENCH_ARGS CRASH_ARGS FUZZ_ARGS SOAK_ARGS SIM_ARGS
 FUZZ_SECONDS ?= 600
 export COVERAGE_PERCENT ?= 90
+export CUDA_COVERAGE_PERCENT ?= 95
 
-.PHONY: help test test-quick test-tsan crash fuzz coverage lint format build wheel bench bench-ttft bench-writes simulate gpu-check demo soak tools clean
+.PHONY: help test test-quick test-tsan crash fuzz coverage coverage-cuda lint format build wheel bench bench-ttft bench-writes simulate gpu-check demo soak tools clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -27,6 +28,9 @@ fuzz: tools ## libFuzzer on everything that is parsed, ten minutes a target (FUZ
 
 coverage: tools ## lines of cpp/ that the C++ tests run, each file and in all; fails below COVERAGE_PERCENT=90
 	@$(STAGE) coverage
+
+coverage-cuda: tools ## the same of cuda/ and cpp/src/copy by the tests without a GPU; fails below CUDA_COVERAGE_PERCENT=95
+	@$(STAGE) cuda_coverage
 
 lint: ## clang-format, ruff, mypy, shellcheck
 	@tests/env/test.sh lint
@@ -52,7 +56,7 @@ bench-writes: tools ## what NVMe reclaim costs in writes and gains in hits (BENC
 simulate: tools ## hit rates of the eviction policies on a trace of requests (SIM_ARGS="--help")
 	@$(STAGE) simulate $(SIM_ARGS)
 
-gpu-check: tools ## prove the CUDA kernels on this machine's GPU; fails without one
+gpu-check: ## prove and measure the CUDA copier on this machine's GPU; fails without one, needs no network (docs/gpu.md)
 	@$(STAGE) gpu_check
 
 demo: tools ## real vLLM: time to first token cold, from host memory, from NVMe after a restart and after kill -9 (DEMO_ARGS="--help")

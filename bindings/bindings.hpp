@@ -32,8 +32,8 @@ void init_store_leases(nb::module_& module);
 void init_store_request(nb::module_& module);
 void init_attach(nb::module_& module);
 void init_paged_copy(nb::module_& module);
-void init_inspect(nb::module_& module);
 void init_device_load(nb::module_& module);
+void init_inspect(nb::module_& module);
 
 nb::dict stats_dict(const StoreStats& stats);
 

@@ -15,6 +15,6 @@ NB_MODULE(_native, module) {
   init_store(module);
   init_attach(module);
   init_paged_copy(module);
-  init_inspect(module);
   init_device_load(module);
+  init_inspect(module);
 }

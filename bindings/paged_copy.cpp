@@ -61,7 +61,10 @@ Arena arena_of(nb::handle object, nb::object owner) {
 CopierObject host(nb::handle arena_object, const PagedKvLayout& paged, const SlotLayout& slot, std::uint32_t rank, unsigned threads,
                   std::int64_t non_temporal_bytes, nb::object owner) {
   Arena arena = arena_of(arena_object, std::move(owner));
-  const CopierOptions options{rank, threads, non_temporal_bytes};
+  CopierOptions options;
+  options.rank = rank;
+  options.threads = threads;
+  options.non_temporal_bytes = non_temporal_bytes;
   auto made = [&] {
     nb::gil_scoped_release release;
     return make_host_copier(paged, slot, arena.base, arena.bytes, options);
@@ -71,15 +74,16 @@ CopierObject host(nb::handle arena_object, const PagedKvLayout& paged, const Slo
 }
 
 CopierObject cuda(nb::handle arena_object, const PagedKvLayout& paged, const SlotLayout& slot, std::uint32_t rank, int device,
-                  nb::object owner) {
+                  std::uint64_t slot_bytes, nb::object owner) {
   Arena arena = arena_of(arena_object, std::move(owner));
   CopierOptions options;
   options.rank = rank;
+  options.slot_bytes = slot_bytes;
   auto made = [&] {
     nb::gil_scoped_release release;
     return make_cuda_copier(paged, slot, arena.base, arena.bytes, options, device);
   }();
-  arena.copier.copier = take(std::move(made));
+  arena.copier.copier = take_cuda(std::move(made));
   return std::move(arena.copier);
 }
 
@@ -164,12 +168,19 @@ void init_paged_copy(nb::module_& module) {
                   "bypass the cache. owner: any object to keep alive with the copier (the tensors behind `paged`).")
       .def_static(
           "cuda", cuda, nb::arg("arena").none(), nb::arg("paged"), nb::arg("slot"), nb::kw_only(), nb::arg("rank") = 0,
-          nb::arg("device") = 0, nb::arg("owner") = nb::none(),
+          nb::arg("device") = 0, nb::arg("slot_bytes") = 0, nb::arg("owner") = nb::none(),
           nb::sig(
               "def cuda(arena: Store | ArenaAttachment, paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, device: int = 0, "
-              "owner: object = None) -> PagedCopier"),
-          "Copier for paged memory on a CUDA device, ordered by events. Unavailable when built without CUDA or without driver or "
-          "device.")
+              "slot_bytes: int = 0, owner: object = None) -> PagedCopier"),
+          "Copier for paged memory on a CUDA device, ordered by events. How bytes move is measured once (see `details`), unless "
+          "LMCN_COPY_PATH is\n"
+          "memcpy, batch, kernel or staged. slot_bytes: of a slot image, if known: the arena is registered with CUDA in pieces "
+          "that hold "
+          "whole slots.\n"
+          "CudaUnavailable when built without CUDA or without driver or device. InvalidArgument: `paged` is not memory of the "
+          "device, or "
+          "LMCN_COPY_PATH\n"
+          "has another value.")
       .def(
           "submit", submit, nb::arg("id"), nb::arg("direction").none(), nb::arg("slot_offsets").none(),
           nb::arg("generations").none(), nb::arg("first_tokens").none(), nb::arg("tokens").none(), nb::arg("block_begin").none(),
@@ -233,7 +244,15 @@ void init_paged_copy(nb::module_& module) {
           "job "
           "still comes\n"
           "through poll() once, after which nothing of it is written any more. Unknown and ended ids are ignored.")
-      .def_prop_ro("name", [](const CopierObject& self) { return self.copier->name(); }, "'host' or 'cuda-memcpy'.");
+      .def_prop_ro(
+          "name", [](const CopierObject& self) { return self.copier->name(); },
+          "'host', or 'cuda-' and 'memcpy', 'batch', 'kernel' or 'staged': for stores and loads, joined by '+' where they differ.")
+      .def_prop_ro(
+          "details",
+          [](const CopierObject& self) { return without_gil(self, [](PagedCopier& copier) { return copier.details(); }); },
+          "For a log, in one line: why these paths (the GB/s of each that was measured), what fell back and why, how much of the "
+          "arena is registered\n"
+          "with CUDA by now. '' when there is nothing to say.");
 }
 
 }  // namespace lmcn::python

@@ -26,9 +26,9 @@ constexpr std::array<std::pair<Code, const char*>, 12> kClasses{{
 
 // By code; one reference each for the life of the process.
 std::array<PyObject*, kClasses.size() + 1> exception_classes{};
+PyObject* cuda_unavailable = nullptr;
 
-void raise(const Status& status) {
-  PyObject* cls = exception_classes.at(static_cast<std::size_t>(status.code()));
+void raise(PyObject* cls, const Status& status) {
   nb::object value = nb::handle(cls)(status.message(), nb::arg("sys_errno") = status.sys_errno());
   PyErr_SetObject(cls, value.ptr());
 }
@@ -40,11 +40,14 @@ void init_status(nb::module_&) {
   for (const auto& [code, name] : kClasses) {
     exception_classes.at(static_cast<std::size_t>(code)) = nb::object(errors.attr(name)).release().ptr();
   }
+  cuda_unavailable = nb::object(errors.attr("CudaUnavailable")).release().ptr();
   nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
     try {
       std::rethrow_exception(pointer);
+    } catch (const CudaUnavailableError& error) {
+      raise(cuda_unavailable, error.status());
     } catch (const StatusError& error) {
-      raise(error.status());
+      raise(exception_classes.at(static_cast<std::size_t>(error.status().code())), error.status());
     }
   });
 }

@@ -20,6 +20,12 @@ class StatusError : public std::exception {
   Status status_;
 };
 
+/// kUnavailable because of CUDA: becomes CudaUnavailable.
+class CudaUnavailableError : public StatusError {
+ public:
+  using StatusError::StatusError;
+};
+
 [[noreturn]] inline void throw_invalid(std::string message) {
   throw StatusError(Status(Code::kInvalidArgument, std::move(message)));
 }
@@ -32,6 +38,13 @@ template <class T>
 T take(Result<T> result) {
   if (!result.ok()) throw StatusError(result.status());
   return std::move(result).value();
+}
+
+/// take() of what needs CUDA.
+template <class T>
+T take_cuda(Result<T> result) {
+  if (!result.ok() && result.status().code() == Code::kUnavailable) throw CudaUnavailableError(result.status());
+  return take(std::move(result));
 }
 
 }  // namespace lmcn::python

@@ -212,6 +212,24 @@ void define_data_path(nb::class_<StoreObject>& store) {
           nb::arg("keys").none(), nb::sig("def touch(self, keys: lmcache_native._types.Keys) -> None"),
           "Marks the keys as recently used.")
       .def(
+          "locate",
+          [](const StoreObject& self, nb::handle keys) {
+            const KeysArgument argument(keys, "keys");
+            const std::vector<RecordPlace> places =
+                without_gil(self, [&](TieredStore& store) { return store.locate(argument.span()); });
+            nb::list found;
+            for (const RecordPlace& p : places)
+              found.append(nb::make_tuple(p.position, p.path, p.offset_bytes, p.image_bytes, p.region_sequence));
+            return found;
+          },
+          nb::arg("keys").none(),
+          nb::sig("def locate(self, keys: lmcache_native._types.Keys) -> list[tuple[int, int, int, int, int]]"),
+          "Where those of `keys` that are on NVMe lie, for a reader of its own: (position in keys, index of the directory, byte "
+          "offset in its\n"
+          "data.000, bytes of the slot image, region sequence). Nothing holds them there: the reader checks the header's key, "
+          "namespace and region\n"
+          "sequence and the payload's checksums. Counts as a use. Memory only.")
+      .def(
           "erase",
           [](const StoreObject& self, nb::bytes key) {
             const ChunkKey native = chunk_key(key, "key");

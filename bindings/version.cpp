@@ -1,6 +1,8 @@
 #include "lmcn/version.hpp"
 
 #include "bindings.hpp"
+#include "io/io_engine.hpp"
+#include "status.hpp"
 
 namespace lmcn::python {
 
@@ -44,6 +46,22 @@ void init_version(nb::module_& module) {
       },
       nb::sig("def cuda_status() -> dict[str, str | int | bool]"),
       "Whether CUDA can be used here: built, devices, error (cudaError_t of the probe; 35: no driver), message. Never raises.");
+  module.def(
+      "io_engine_note",
+      [] {
+        std::string note;
+        Status status;
+        {
+          nb::gil_scoped_release release;
+          status = io::make_engine({}, &note).status();
+        }
+        throw_if_error(std::move(status));
+        return note;
+      },
+      nb::sig("def io_engine_note() -> str"),
+      "Which I/O engine a store opened here would get, and why: makes one, with a ring set up and tried where there is io_uring, "
+      "and\n"
+      "drops it. InvalidArgument: LMCN_IO_ENGINE is wrong. Unavailable: it asks for an engine that cannot be had.");
 }
 
 }  // namespace lmcn::python

@@ -7,6 +7,7 @@
 
 #include "base/seq_points.hpp"
 #include "cuda_error.hpp"
+#include "host_registration.hpp"
 
 namespace lmcn {
 namespace {
@@ -83,12 +84,12 @@ CopyLane::~CopyLane() {
   if (thread_.joinable()) thread_.join();
 }
 
-Status CopyLane::start(const std::function<Status()>& check) {
+Status CopyLane::start(LanePaths paths) {
+  paths_ = std::move(paths);
   std::promise<Status> ready;
   std::future<Status> result = ready.get_future();
-  thread_ = std::thread([this, &ready, &check] {
+  thread_ = std::thread([this, &ready] {
     Status status = set_up();
-    if (status.ok()) status = check();
     const bool ok = status.ok();
     ready.set_value(std::move(status));
     if (ok) run();
@@ -99,12 +100,11 @@ Status CopyLane::start(const std::function<Status()>& check) {
 
 Status CopyLane::set_up() {
   LMCN_RETURN_IF_ERROR(cuda_check(cudaSetDevice(device_), "cudaSetDevice", Code::kUnavailable));
+  int lowest = 0, highest = 0;
   LMCN_RETURN_IF_ERROR(
-      cuda_check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags", Code::kUnavailable));
-  int max_pitch = 0;
-  LMCN_RETURN_IF_ERROR(
-      cuda_check(cudaDeviceGetAttribute(&max_pitch, cudaDevAttrMaxPitch, device_), "cudaDeviceGetAttribute", Code::kUnavailable));
-  max_pitch_bytes_ = max_pitch;
+      cuda_check(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "cudaDeviceGetStreamPriorityRange", Code::kUnavailable));
+  LMCN_RETURN_IF_ERROR(cuda_check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, lowest),
+                                  "cudaStreamCreateWithPriority", Code::kUnavailable));
   for (std::size_t i = 0; i < kMaxInFlightJobs; ++i) LMCN_RETURN_IF_ERROR(events_.create());
   return {};
 }
@@ -200,7 +200,7 @@ Status CopyLane::issue(CudaJob& job) {
   LMCN_RETURN_IF_ERROR(job.ready);
   LMCN_RETURN_IF_ERROR(cuda_check(cudaStreamWaitEvent(stream_, job.events.ready, 0), "cudaStreamWaitEvent"));
   LMCN_RETURN_IF_ERROR(cuda_check(cudaEventRecord(job.events.begin, stream_), "cudaEventRecord"));
-  LMCN_RETURN_IF_ERROR(job.progress ? issue_by_layer(job) : issue_by_item(job));
+  LMCN_RETURN_IF_ERROR(job.progress ? issue_by_layer(job) : issue_planes(job, 0, geometry_.planes().size()));
   return cuda_check(cudaEventRecord(job.events.end, stream_), "cudaEventRecord");
 }
 
@@ -222,23 +222,10 @@ void CopyLane::note_failure(CudaJob& job, const Status& why) {
   progress_.notify_all();
 }
 
-Status CopyLane::issue_by_item(CudaJob& job) {
-  for (std::size_t i = 0; i < job.job.items.size(); ++i) {
-    if (!may_copy(job, i)) continue;
-    LMCN_SEQ_POINT("copier.before_unit");
-    LMCN_RETURN_IF_ERROR(copy_planes(job, job.job.items[i], 0, geometry_.planes().size()));
-  }
-  return {};
-}
-
 Status CopyLane::issue_by_layer(CudaJob& job) {
   LMCN_RETURN_IF_ERROR(events_.take_marks(geometry_.layers(), job.marks));
   for (std::size_t layer = 0; layer < geometry_.layers(); ++layer) {
-    for (std::size_t i = 0; i < job.job.items.size(); ++i) {
-      if (!may_copy(job, i)) continue;
-      LMCN_SEQ_POINT("copier.before_unit");
-      LMCN_RETURN_IF_ERROR(copy_planes(job, job.job.items[i], geometry_.first_plane(layer), geometry_.first_plane(layer + 1)));
-    }
+    LMCN_RETURN_IF_ERROR(issue_planes(job, geometry_.first_plane(layer), geometry_.first_plane(layer + 1)));
     LMCN_RETURN_IF_ERROR(cuda_check(cudaEventRecord(job.marks[layer], stream_), "cudaEventRecord"));
     {
       std::lock_guard lock(mutex_);
@@ -249,44 +236,39 @@ Status CopyLane::issue_by_layer(CudaJob& job) {
   return {};
 }
 
-Status CopyLane::copy_planes(CudaJob& job, const CopyItem& item, std::size_t from, std::size_t to) {
-  Status status;
-  std::byte* const part = geometry_.rank_part(item);
-  geometry_.for_each_run(job.job, item, from, to, [&](const RunGroup& group) {
-    if (!status.ok()) return;
+Status CopyLane::issue_planes(CudaJob& job, std::size_t plane_begin, std::size_t plane_end) {
+  std::vector<std::uint32_t> items;
+  std::vector<std::byte*> parts;
+  CopyPath* path = nullptr;
+  const auto flush = [&]() -> Status {
+    if (items.empty()) return {};
     job.issued = true;  // even a call that fails may have started something
-    status = copy_group(group, part, job.job.direction);
-  });
-  return status;
-}
-
-Status CopyLane::copy_group(const RunGroup& group, std::byte* rank_part, CopyDirection direction) {
-  const bool gather = direction == CopyDirection::kGather;
-  const cudaMemcpyKind kind = gather ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice;
-  const auto bytes = static_cast<std::size_t>(group.bytes);
-  const auto rows_fit = [&](const RunAxis& axis) { return axis.paged <= max_pitch_bytes_ && axis.slot <= max_pitch_bytes_; };
-  RunAxis rows = group.inner, loop = group.outer;
-  if (loop.count > rows.count) std::swap(rows, loop);
-  const bool as_rows = rows.count > 1 && rows_fit(rows);
-  const std::int64_t steps = as_rows ? 1 : rows.count;
-  for (std::int64_t l = 0; l < loop.count; ++l) {
-    for (std::int64_t r = 0; r < steps; ++r) {
-      std::byte* const paged = group.paged + l * loop.paged + r * rows.paged;
-      std::byte* const slot = rank_part + group.slot + l * loop.slot + r * rows.slot;
-      std::byte* const to = gather ? slot : paged;
-      const std::byte* const from = gather ? paged : slot;
-      if (as_rows) {
-        const auto to_pitch = static_cast<std::size_t>(gather ? rows.slot : rows.paged);
-        const auto from_pitch = static_cast<std::size_t>(gather ? rows.paged : rows.slot);
-        LMCN_RETURN_IF_ERROR(cuda_check(
-            cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, bytes, static_cast<std::size_t>(rows.count), kind, stream_),
-            "cudaMemcpy2DAsync"));
+    Status status = path->enqueue({job.job, items, parts, plane_begin, plane_end}, stream_);
+    items.clear();
+    parts.clear();
+    return status;
+  };
+  for (std::size_t i = 0; i < job.job.items.size(); ++i) {
+    if (!may_copy(job, i)) continue;
+    LMCN_SEQ_POINT("copier.before_unit");
+    CopyPath* takes = paths_.chosen.get();
+    std::byte* part = geometry_.rank_part(job.job.items[i]);
+    if (takes->needs_mapped()) {
+      std::byte* const mapped = paths_.registration->device_address(part, geometry_.rank_bytes());
+      if (mapped == nullptr) {
+        takes = paths_.any_memory.get();
+        ++items_in_other_memory_;
       } else {
-        LMCN_RETURN_IF_ERROR(cuda_check(cudaMemcpyAsync(to, from, bytes, kind, stream_), "cudaMemcpyAsync"));
+        part = mapped;
       }
     }
+    if (takes != path) LMCN_RETURN_IF_ERROR(flush());
+    path = takes;
+    items.push_back(static_cast<std::uint32_t>(i));
+    parts.push_back(part);
+    if (items.size() == path->max_items()) LMCN_RETURN_IF_ERROR(flush());
   }
-  return {};
+  return flush();
 }
 
 bool CopyLane::end_if_done(std::unique_ptr<CudaJob>& job) {

@@ -1,5 +1,6 @@
-// One direction of the CUDA copier: a thread with its own non-blocking stream. Copies are enqueued here and not in submit(),
-// because a copy to or from pageable memory (an arena not registered with CUDA) may hold its caller until the bytes have moved.
+// One direction of the CUDA copier: a thread with its own stream, non-blocking and of the lowest priority. Copies are enqueued here
+// and not in submit(), because a copy to or from pageable memory (what of the arena is not registered with CUDA yet) may hold its
+// caller until the bytes have moved.
 //
 // Order: a job's copies wait, on the device, for the event that submit() recorded on the engine's stream. Completion is an event
 // that this thread polls; no thread synchronises with the device, except after an error, to learn whether copies still run.
@@ -13,7 +14,6 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -25,6 +25,7 @@
 #include "copy/copy_geometry.hpp"
 #include "copy/job_board.hpp"
 #include "copy/job_outcome.hpp"
+#include "copy_path.hpp"
 
 namespace lmcn {
 
@@ -75,6 +76,13 @@ struct CudaJob {
   std::shared_ptr<LayerProgress> progress;  // null: not layer by layer
 };
 
+/// What a lane copies with.
+struct LanePaths {
+  std::unique_ptr<CopyPath> chosen;
+  std::unique_ptr<CopyPath> any_memory;            // for slots in memory that `chosen` cannot use; null: it can use any
+  const HostRegistration* registration = nullptr;  // outlives the lane; null: `chosen` needs none
+};
+
 class CopyLane {
  public:
   /// All outlive the lane. start() must have succeeded before push().
@@ -82,13 +90,15 @@ class CopyLane {
       : geometry_(geometry), board_(board), events_(events), device_(device) {}
   ~CopyLane();  // ends all jobs pushed
 
-  /// Starts the thread and waits until its stream exists and `check`, called on it with the device current, is ok.
-  Status start(const std::function<Status()>& check);
+  /// Starts the thread and waits until its stream exists. kUnavailable.
+  Status start(LanePaths paths);
   void push(std::unique_ptr<CudaJob> job);
   /// Of these, jobs in the queue end without any copy, before the jobs in flight; the one being issued ends where it is.
   void cancel(std::span<const std::uint64_t> ids);
   /// PagedCopier::wait_layers(). REQUIRES: layers within bounds; the device current when `stream` is a default stream.
   Status wait_layers(std::uint64_t id, std::uint32_t layers, std::chrono::milliseconds timeout, cudaStream_t stream);
+  /// Items that were copied by LanePaths::any_memory. Thread-safe.
+  std::uint64_t items_in_other_memory() const noexcept { return items_in_other_memory_; }
 
  private:
   Status set_up();
@@ -97,13 +107,12 @@ class CopyLane {
   void end_cancelled(std::unique_lock<std::mutex>& lock);
   /// Hands the job's copies to the stream. Not ok: the job fails as a whole.
   Status issue(CudaJob& job);
-  Status issue_by_item(CudaJob& job);
   Status issue_by_layer(CudaJob& job);
+  /// Those of the job's items that may be copied, as many together as their path takes.
+  Status issue_planes(CudaJob& job, std::size_t plane_begin, std::size_t plane_end);
   /// What keeps item `index` from being copied has been said to the job's outcome.
   bool may_copy(CudaJob& job, std::size_t index);
-  Status copy_planes(CudaJob& job, const CopyItem& item, std::size_t from, std::size_t to);
   void note_failure(CudaJob& job, const Status& why);
-  Status copy_group(const RunGroup& group, std::byte* rank_part, CopyDirection direction);
   /// Reports the job if its copies have ended.
   bool end_if_done(std::unique_ptr<CudaJob>& job);
   void fail(std::unique_ptr<CudaJob> job, const Status& why);
@@ -114,7 +123,8 @@ class CopyLane {
   EventPool& events_;
   const int device_;
   cudaStream_t stream_ = nullptr;
-  std::int64_t max_pitch_bytes_ = 0;
+  LanePaths paths_;
+  std::atomic<std::uint64_t> items_in_other_memory_{0};
 
   std::mutex mutex_;
   std::condition_variable work_;

@@ -4,6 +4,9 @@
 namespace lmcn {
 namespace {
 
+// Of a multiprocessor: what hides the latency of memory. It bounds the registers, which nvcc spends freely otherwise.
+constexpr unsigned kMinResidentBlocks = 3;
+
 /// How the vectors of a RunGroup follow each other. By value: what lies in memory would be read again after every store.
 struct Order {
   Divisor vectors_per_run, runs_per_outer;
@@ -63,35 +66,18 @@ __device__ __forceinline__ void copy_runs(const KernelPlane& plane, const RunGro
   }
 }
 
-template <bool kGather>
-__device__ void copy_unit(const KernelPlane& plane, const PageCounts& counts, const KernelPiece& piece) {
+template <bool kGather, class Vector>
+__device__ __forceinline__ void copy_unit(const KernelPlane& plane, const PageCounts& counts, const KernelPiece& piece) {
   const std::int64_t heads = plane.geometry.level == RunLevel::kElement ? counts.heads : 1;
   for (std::int64_t head = 0; head < heads; ++head) {
     const ElementPlace first{paged_address(plane.geometry, piece.block_id, piece.token_in_block, head, 0),
                              slot_offset(plane.geometry, counts, piece.token_of_chunk, head, 0)};
-    const RunGroup runs = runs_from(plane.geometry, counts, first, piece.tokens);
-    switch (plane.vector_bytes) {  // the same for all threads of a block
-      case 16:
-        copy_runs<kGather, uint4>(plane, runs, piece.rank_part);
-        break;
-      case 8:
-        copy_runs<kGather, uint2>(plane, runs, piece.rank_part);
-        break;
-      case 4:
-        copy_runs<kGather, unsigned>(plane, runs, piece.rank_part);
-        break;
-      case 2:
-        copy_runs<kGather, unsigned short>(plane, runs, piece.rank_part);
-        break;
-      default:
-        copy_runs<kGather, unsigned char>(plane, runs, piece.rank_part);
-        break;
-    }
+    copy_runs<kGather, Vector>(plane, runs_from(plane.geometry, counts, first, piece.tokens), piece.rank_part);
   }
 }
 
-template <bool kGather>
-__global__ void __launch_bounds__(kMaxCopyThreads) paged_copy(KernelPlan plan) {
+template <bool kGather, class Vector>
+__global__ void __launch_bounds__(kMaxCopyThreads, kMinResidentBlocks) paged_copy(KernelPlan plan) {
   const std::uint32_t extra = plan.blocks_with_one_more;
   const std::uint32_t begin = blockIdx.x * plan.units_per_block + (blockIdx.x < extra ? blockIdx.x : extra);
   const std::uint32_t end = begin + plan.units_per_block + (blockIdx.x < extra ? 1 : 0);
@@ -101,16 +87,32 @@ __global__ void __launch_bounds__(kMaxCopyThreads) paged_copy(KernelPlan plan) {
     const KernelPiece at = load(plan.pieces + piece);
     const std::uint32_t first = piece * plan.plane_count.divisor;
     for (; unit < end && unit - first < plan.plane_count.divisor; ++unit) {
-      copy_unit<kGather>(plan.planes[unit - first], plan.counts, at);
+      copy_unit<kGather, Vector>(plan.planes[unit - first], plan.counts, at);
     }
   }
+}
+
+template <class Vector>
+cudaError_t enqueue(const KernelPlan& plan, CopyDirection direction, dim3 grid, unsigned threads, cudaStream_t stream) {
+  return launch<Threads::kAlone>(direction == CopyDirection::kGather ? paged_copy<true, Vector> : paged_copy<false, Vector>, grid,
+                                 dim3(threads), stream, plan);
 }
 
 }  // namespace
 
 cudaError_t enqueue_paged_copy(const KernelPlan& plan, CopyDirection direction, dim3 grid, unsigned threads, cudaStream_t stream) {
-  return launch<Threads::kAlone>(direction == CopyDirection::kGather ? paged_copy<true> : paged_copy<false>, grid, dim3(threads),
-                                 stream, plan);
+  switch (plan.vector_bytes) {
+    case 16:
+      return enqueue<uint4>(plan, direction, grid, threads, stream);
+    case 8:
+      return enqueue<uint2>(plan, direction, grid, threads, stream);
+    case 4:
+      return enqueue<unsigned>(plan, direction, grid, threads, stream);
+    case 2:
+      return enqueue<unsigned short>(plan, direction, grid, threads, stream);
+    default:
+      return enqueue<unsigned char>(plan, direction, grid, threads, stream);
+  }
 }
 
 }  // namespace lmcn

@@ -54,6 +54,7 @@ struct alignas(32) KernelPiece {
 struct KernelPlan {
   const KernelPlane* planes = nullptr;
   const KernelPiece* pieces = nullptr;
+  std::uint32_t vector_bytes = 0;  // of all these planes
   Divisor plane_count;
   std::uint32_t units_per_block = 0, blocks_with_one_more = 0;
   PageCounts counts;

@@ -140,6 +140,12 @@ struct PlaneTable {
   }
   /// REQUIRES: the device is current; called once.
   Status upload();
+  /// One past the last plane of [begin, end) up to which all have the vectors of plane `begin`.
+  std::size_t end_of_equal(std::size_t begin, std::size_t end) const {
+    std::size_t equal = begin + 1;
+    while (equal < end && planes[equal].vector_bytes == planes[begin].vector_bytes) ++equal;
+    return equal;
+  }
 
   std::vector<KernelPlane> planes;
   KernelPlane* device = nullptr;
@@ -199,7 +205,7 @@ Status PagedKernel::launch(const CopyJob& job, CopyDirection direction, std::spa
   std::uint64_t left = 0;
   std::int64_t longest_tokens = 0;
   for (std::size_t i = 0; i < items.size(); ++i) {
-    const std::string at = "[" + std::to_string(i) + "]";
+    const std::string at = std::string("[") + std::to_string(i) + "]";
     if (items[i] >= job.items.size()) return out_of_bounds("items" + at, items[i], "below " + std::to_string(job.items.size()));
     const auto address = reinterpret_cast<std::uintptr_t>(rank_parts[i]);
     if (address == 0 || address % kMaxVectorBytes != 0) {
@@ -210,14 +216,10 @@ Status PagedKernel::launch(const CopyJob& job, CopyDirection direction, std::spa
   }
   if (left == 0 || plane_begin == plane_end) return {};
 
-  const auto plane_count = static_cast<std::uint32_t>(plane_end - plane_begin);
-  std::int64_t vectors = 1;
-  for (std::size_t p = plane_begin; p < plane_end; ++p) {
-    vectors = std::max(vectors, unit_vectors(table_->planes[p], counts, std::min(counts.block_tokens, longest_tokens)));
-  }
   // Units are counted in 31 bits.
   const std::uint64_t most =
-      std::max<std::uint64_t>(1, std::min<std::uint64_t>(plan_bytes_ / sizeof(KernelPiece), INT32_MAX / plane_count));
+      std::max<std::uint64_t>(1, std::min<std::uint64_t>(plan_bytes_ / sizeof(KernelPiece), INT32_MAX / (plane_end - plane_begin)));
+  const std::int64_t unit_tokens = std::min(counts.block_tokens, longest_tokens);
   Pieces pieces(counts, job, items, rank_parts);
   PlanRing& ring = *rings_[direction == CopyDirection::kGather ? 0 : 1];
   std::lock_guard lock(ring.mutex());
@@ -227,16 +229,24 @@ Status PagedKernel::launch(const CopyJob& job, CopyDirection direction, std::spa
     LMCN_RETURN_IF_ERROR(ring.take(count * sizeof(KernelPiece), slice));
     auto* const plan_pieces = reinterpret_cast<KernelPiece*>(slice.host);
     for (std::uint32_t i = 0; i < count; ++i) plan_pieces[i] = pieces.next();
-    const std::uint32_t units = count * plane_count;
-    const LaunchShape shape = shape_of(units, vectors, max_ctas);
-    const KernelPlan plan{.planes = table_->device + plane_begin,
-                          .pieces = reinterpret_cast<const KernelPiece*>(slice.device),
-                          .plane_count = Divisor::of(plane_count),
-                          .units_per_block = units / shape.grid.x,
-                          .blocks_with_one_more = units % shape.grid.x,
-                          .counts = counts};
-    const Status launched =
-        cuda_check(enqueue_paged_copy(plan, direction, shape.grid, shape.threads, stream), "launch of paged_copy");
+    Status launched;
+    // One launch, but for layouts whose planes take vectors of different widths: then one for each row of equal planes.
+    for (std::size_t begin = plane_begin; launched.ok() && begin < plane_end;) {
+      const std::size_t end = table_->end_of_equal(begin, plane_end);
+      const auto planes_now = static_cast<std::uint32_t>(end - begin), units = count * planes_now;
+      std::int64_t vectors = 1;
+      for (std::size_t p = begin; p < end; ++p) vectors = std::max(vectors, unit_vectors(table_->planes[p], counts, unit_tokens));
+      const LaunchShape shape = shape_of(units, vectors, max_ctas);
+      const KernelPlan plan{.planes = table_->device + begin,
+                            .pieces = reinterpret_cast<const KernelPiece*>(slice.device),
+                            .vector_bytes = table_->planes[begin].vector_bytes,
+                            .plane_count = Divisor::of(planes_now),
+                            .units_per_block = units / shape.grid.x,
+                            .blocks_with_one_more = units % shape.grid.x,
+                            .counts = counts};
+      launched = cuda_check(enqueue_paged_copy(plan, direction, shape.grid, shape.threads, stream), "launch of paged_copy");
+      begin = end;
+    }
     LMCN_RETURN_IF_ERROR(ring.keep(stream));
     LMCN_RETURN_IF_ERROR(launched);
     left -= count;

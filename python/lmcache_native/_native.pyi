@@ -22,6 +22,12 @@ def cuda_status() -> dict[str, str | int | bool]:
     Whether CUDA can be used here: built, devices, error (cudaError_t of the probe; 35: no driver), message. Never raises.
     """
 
+def io_engine_note() -> str:
+    """
+    Which I/O engine a store opened here would get, and why: makes one, with a ring set up and tried where there is io_uring, and
+    drops it. InvalidArgument: LMCN_IO_ENGINE is wrong. Unavailable: it asks for an engine that cannot be had.
+    """
+
 class ChunkKeys:
     """
     Immutable array of n 32-byte chunk keys, n x 32 bytes of memory. Slices with step 1 share it. Thread-safe; picklable.
@@ -446,6 +452,13 @@ class Store:
     def touch(self, keys: lmcache_native._types.Keys) -> None:
         """Marks the keys as recently used."""
 
+    def locate(self, keys: lmcache_native._types.Keys) -> list[tuple[int, int, int, int, int]]:
+        """
+        Where those of `keys` that are on NVMe lie, for a reader of its own: (position in keys, index of the directory, byte offset in its
+        data.000, bytes of the slot image, region sequence). Nothing holds them there: the reader checks the header's key, namespace and region
+        sequence and the payload's checksums. Counts as a use. Memory only.
+        """
+
     def erase(self, key: bytes) -> bool:
         """Drops one chunk (32-byte key) from every tier. False: it was absent."""
 
@@ -581,9 +594,12 @@ class PagedCopier:
         """
 
     @staticmethod
-    def cuda(arena: Store | ArenaAttachment, paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, device: int = 0, owner: object = None) -> PagedCopier:
+    def cuda(arena: Store | ArenaAttachment, paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, device: int = 0, slot_bytes: int = 0, owner: object = None) -> PagedCopier:
         """
-        Copier for paged memory on a CUDA device, ordered by events. Unavailable when built without CUDA or without driver or device.
+        Copier for paged memory on a CUDA device, ordered by events. How bytes move is measured once (see `details`), unless LMCN_COPY_PATH is
+        memcpy, batch, kernel or staged. slot_bytes: of a slot image, if known: the arena is registered with CUDA in pieces that hold whole slots.
+        CudaUnavailable when built without CUDA or without driver or device. InvalidArgument: `paged` is not memory of the device, or LMCN_COPY_PATH
+        has another value.
         """
 
     def submit(self, id: int, direction: Literal['store', 'load'] | CopyDirection, slot_offsets: lmcache_native._types.IntArray, generations: lmcache_native._types.IntArray, first_tokens: lmcache_native._types.IntArray | None, tokens: lmcache_native._types.IntArray, block_begin: lmcache_native._types.IntArray, block_ids: lmcache_native._types.IntArray, token_in_block: lmcache_native._types.IntArray | None = None, stream: int = 0, layer_by_layer: bool = False) -> None:
@@ -619,7 +635,103 @@ class PagedCopier:
 
     @property
     def name(self) -> str:
-        """'host' or 'cuda-memcpy'."""
+        """
+        'host', or 'cuda-' and 'memcpy', 'batch', 'kernel' or 'staged': for stores and loads, joined by '+' where they differ.
+        """
+
+    @property
+    def details(self) -> str:
+        """
+        For a log, in one line: why these paths (the GB/s of each that was measured), what fell back and why, how much of the arena is registered
+        with CUDA by now. '' when there is nothing to say.
+        """
+
+class DeviceLoadDone:
+    """How one job of a DeviceLoader ended."""
+
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def ok(self) -> bool: ...
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of pages written."""
+
+    @property
+    def seconds(self) -> float:
+        """From the start of the first record to the end of the last."""
+
+    @property
+    def failed_items(self) -> list[int]:
+        """Indexes into the job's records."""
+
+    @property
+    def message(self) -> str:
+        """Why the first of them failed."""
+
+def load_gds_plugin(path: str) -> str:
+    """
+    Opens liblmcn_gds.so, once in a process, and returns the version of kvikio that it was built for. What it needs is loaded
+    before (libkvikio.load_library()). Unavailable says what is missing. lmcache_native.gds does both.
+    """
+
+def probe_gds(directory: str, *, plugin: str = '', device: int = -1, bytes: int = 268435456, in_flight: int = 8) -> dict[str, str | float | bool]:
+    """
+    Writes and reads a private scratch file in `directory`, which is removed, by O_DIRECT and, with `plugin`, by kvikio: mode
+    (gds, compat, none), reason, gds_read, gds_write, host_read, host_write (10^9 bytes per second; 0: not measured), use_gds
+    (whether GDS is real and reads faster). IoError: the directory cannot hold the file.
+    """
+
+class DeviceLoader:
+    """
+    Brings records of the NVMe log into an engine's paged memory without a slot: file, staging memory, verified there, pages.
+    Thread-safe; submit() and poll() wait for no I/O. Nothing of a record reaches a page before all of what was read of it was verified.
+    Dropping it waits for reads under way.
+    """
+
+    @staticmethod
+    def host(paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, rank_count: int = 1, buffer_bytes: int = 268435456, in_flight: int = 8, owner: object = None) -> DeviceLoader:
+        """
+        For paged memory that this process can address. buffer_bytes: staging memory. in_flight: records read at once. owner: any object
+        to keep alive with the loader (the tensors behind `paged`).
+        """
+
+    @staticmethod
+    def cuda(paged: PagedKvLayout, slot: SlotLayout, *, device: int = 0, plugin: str = '', rank: int = 0, rank_count: int = 1, buffer_bytes: int = 268435456, in_flight: int = 8, allow_compat: bool = False, owner: object = None) -> DeviceLoader:
+        """
+        For paged memory on a CUDA device. plugin: path of liblmcn_gds.so, for GPUDirect Storage; else through host memory. allow_compat: whether kvikio
+        without GDS will do. Unavailable: no CUDA, or no GDS.
+        """
+
+    def submit(self, id: int, files: list[str], file_indexes: lmcache_native._types.IntArray, offsets: lmcache_native._types.IntArray, image_bytes: lmcache_native._types.IntArray, keys: lmcache_native._types.Keys, namespace: bytes, region_sequences: lmcache_native._types.IntArray, first_tokens: lmcache_native._types.IntArray, tokens: lmcache_native._types.IntArray, block_begin: lmcache_native._types.IntArray, block_ids: lmcache_native._types.IntArray, token_in_block: lmcache_native._types.IntArray, stream: int = 0, timeout_s: float = 30.0) -> None:
+        """
+        Starts one job, item i of which is the record at offsets[i] of files[file_indexes[i]], as Store.locate() gives it; the other arguments
+        as in PagedCopier.submit(). Items not verified within timeout_s fail. InvalidArgument, and nothing loaded, when something is out of bounds.
+        """
+
+    def poll(self) -> list[DeviceLoadDone]:
+        """Jobs that ended since the last call, each exactly once."""
+
+    def wait(self, ids: lmcache_native._types.IntArray, timeout_s: float = 30.0) -> None:
+        """
+        Waits, without the GIL, until none of the jobs is under way; results still come through poll(). DeadlineExceeded.
+        """
+
+    def cancel(self, ids: lmcache_native._types.IntArray) -> None:
+        """
+        Items not yet verified fail soon; returns at once. Each job still comes through poll() once, after which nothing of it is written any more.
+        """
+
+    def notes(self) -> list[str]:
+        """
+        Lines for the log since the last call: that GDS failed and was given up.
+        """
+
+    @property
+    def name(self) -> str:
+        """What reads the files now: 'gds', 'gds-compat' or 'host'."""
 
 def inspect_store(path: str, namespaces: bool = False) -> dict[str, Any]:
     """

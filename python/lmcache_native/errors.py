@@ -52,6 +52,10 @@ class Unavailable(LmcacheNativeError):
     code = "unavailable"
 
 
+class CudaUnavailable(Unavailable):
+    """CUDA is missing: not built in, no driver, no device, or not the part of it that was asked for."""
+
+
 class DeadlineExceeded(LmcacheNativeError, TimeoutError):
     """The operation did not end within its time."""
 

@@ -2,7 +2,7 @@
 
     python -m lmcache_native.gds /mnt/nvme/kv --device 0
 
-docs/gds.md says what it needs. vLLM's loads do not use it yet.
+docs/gds.md says what it needs.
 """
 
 from __future__ import annotations

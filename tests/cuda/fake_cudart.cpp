@@ -1,185 +1,10 @@
-#include "fake_cudart.hpp"
-
-#include <array>
-#include <chrono>
-#include <condition_variable>
+// Of the fake runtime: devices, streams, events, launches, and what a test tells it.
+#include <algorithm>
 #include <cstring>
-#include <deque>
-#include <iterator>
-#include <map>
-#include <memory>
-#include <mutex>
-#include <new>
-#include <optional>
-#include <set>
-#include <thread>
-#include <utility>
 
-namespace {
+#include "fake_state.hpp"
 
-using Clock = std::chrono::steady_clock;
-
-struct Event {
-  int device = 0;
-  bool timing = false;
-  std::uint64_t recorded = 0, reached = 0;
-  Clock::time_point when{};
-};
-
-struct Injection {
-  int nth = 0;
-  cudaError_t error = cudaSuccess;
-  bool sticky = false;
-};
-
-struct Allocation {
-  std::size_t bytes = 0;
-  int device = 0;
-};
-
-// One lock for all: the fake is about order, not speed.
-std::mutex g_mutex;
-std::condition_variable g_changed;
-fake_cuda::State g_state;
-std::map<std::string, Injection> g_injections;
-std::map<std::string, int> g_calls;
-cudaError_t g_sticky = cudaSuccess;
-int g_devices = fake_cuda::kDevices;
-bool g_hold_callers = false;
-std::map<std::byte*, Allocation> g_memory;
-// Allocated by or registered with CUDA. Never destroyed: what a device may still use is left to the process.
-auto& g_host_memory = *new std::map<std::byte*, std::size_t>;
-std::string g_fault;
-std::set<Event*> g_events;
-
-thread_local int t_device = 0;
-thread_local cudaError_t t_last = cudaSuccess;
-
-class Stream {
- public:
-  explicit Stream(int device) : device_(device), thread_([this] { run(); }) {}
-  ~Stream() {
-    {
-      std::lock_guard lock(g_mutex);
-      stop_ = true;
-    }
-    g_changed.notify_all();
-    thread_.join();
-  }
-  int device() const { return device_; }
-
-  /// All REQUIRE g_mutex. `ready`: checked under g_mutex until true; then `work` runs without the lock.
-  void push(std::function<bool()> ready, std::function<void()> work) {
-    queue_.push_back({std::move(ready), std::move(work)});
-    ++pushed_;
-    g_changed.notify_all();
-  }
-  std::uint64_t pushed() const { return pushed_; }
-  bool ended(std::uint64_t operation) const { return ended_ >= operation; }
-
- private:
-  struct Operation {
-    std::function<bool()> ready;
-    std::function<void()> work;
-  };
-
-  void run() {
-    std::unique_lock lock(g_mutex);
-    for (;;) {
-      g_changed.wait(lock, [&] { return stop_ || !queue_.empty(); });
-      if (queue_.empty()) return;
-      Operation operation = std::move(queue_.front());
-      queue_.pop_front();
-      if (operation.ready && !operation.ready()) {
-        ++g_state.streams_waiting;
-        g_changed.notify_all();
-        g_changed.wait(lock, operation.ready);
-        --g_state.streams_waiting;
-      }
-      if (operation.work) {
-        lock.unlock();
-        operation.work();
-        lock.lock();
-      }
-      ++ended_;
-      g_changed.notify_all();
-    }
-  }
-
-  const int device_;
-  std::deque<Operation> queue_;
-  std::uint64_t pushed_ = 0, ended_ = 0;
-  bool stop_ = false;
-  std::thread thread_;
-};
-
-std::set<Stream*> g_streams;
-
-Stream* default_stream(int device) {
-  static std::array<Stream, fake_cuda::kDevices> streams{Stream(0), Stream(1)};
-  return &streams.at(static_cast<std::size_t>(device));
-}
-
-// nullptr: not a stream. REQUIRES g_mutex.
-Stream* resolve(cudaStream_t handle, int device) {
-  if (handle == nullptr || handle == cudaStreamLegacy) return default_stream(device);
-  auto* const stream = reinterpret_cast<Stream*>(handle);
-  return g_streams.contains(stream) ? stream : nullptr;
-}
-
-cudaError_t fail_with(cudaError_t error) {
-  t_last = error;
-  return error;
-}
-
-// Counts the call and says whether it is to fail. REQUIRES g_mutex.
-std::optional<cudaError_t> injected(const std::string& call) {
-  ++g_calls[call];
-  if (g_sticky != cudaSuccess) return fail_with(g_sticky);
-  const auto found = g_injections.find(call);
-  if (found == g_injections.end() || --found->second.nth > 0) return std::nullopt;
-  const Injection injection = found->second;
-  g_injections.erase(found);
-  if (injection.sticky) g_sticky = injection.error;
-  return fail_with(injection.error);
-}
-
-const Allocation* allocation_of(const std::byte* address, std::size_t extent) {
-  auto after = g_memory.upper_bound(const_cast<std::byte*>(address));
-  if (after == g_memory.begin()) return nullptr;
-  const auto& [begin, allocation] = *--after;
-  const auto at = static_cast<std::size_t>(address - begin);
-  return at < allocation.bytes && extent <= allocation.bytes - at ? &allocation : nullptr;
-}
-
-// One side on the device, whole in one allocation, the other wholly in host memory.
-bool sides_fit(const void* to, std::size_t to_extent, const void* from, std::size_t from_extent, cudaMemcpyKind kind) {
-  const auto* t = static_cast<const std::byte*>(to);
-  const auto* f = static_cast<const std::byte*>(from);
-  if (kind == cudaMemcpyDeviceToHost) return allocation_of(f, from_extent) != nullptr && allocation_of(t, 1) == nullptr;
-  if (kind == cudaMemcpyHostToDevice) return allocation_of(t, to_extent) != nullptr && allocation_of(f, 1) == nullptr;
-  return false;
-}
-
-cudaError_t enqueue_copy(std::unique_lock<std::mutex>& lock, cudaStream_t handle, std::function<void()> copy) {
-  Stream* const stream = resolve(handle, t_device);
-  if (stream == nullptr) return fail_with(cudaErrorInvalidResourceHandle);
-  stream->push({}, [copy = std::move(copy)] {
-    copy();
-    std::lock_guard guard(g_mutex);
-    ++g_state.copies_done;
-  });
-  if (g_hold_callers) {
-    const std::uint64_t operation = stream->pushed();
-    ++g_state.threads_waiting;
-    g_changed.notify_all();
-    g_changed.wait(lock, [&] { return stream->ended(operation); });
-    --g_state.threads_waiting;
-  }
-  return cudaSuccess;
-}
-
-}  // namespace
+using namespace fake_cuda::shared;
 
 namespace fake_cuda {
 
@@ -189,6 +14,11 @@ void reset() {
   g_state.kernels_done = 0;
   g_fault.clear();
   g_state.blocking_streams = 0;
+  g_state.urgent_streams = 0;
+  g_costs.clear();
+  g_driver = 13000;
+  g_lockable = SIZE_MAX;
+  g_ignore_waits = false;
   g_injections.clear();
   g_calls.clear();
   g_sticky = cudaSuccess;
@@ -231,30 +61,24 @@ void hold_callers(bool hold) {
   g_hold_callers = hold;
 }
 
-std::byte* allocate(std::size_t bytes, int device) {
-  auto* const memory = new std::byte[bytes];  // exactly: ASan sees the first byte past the end
+void set_driver(int version) {
   std::lock_guard lock(g_mutex);
-  g_memory[memory] = {bytes, device};
-  return memory;
+  g_driver = version;
 }
 
-void release(std::byte* memory) {
-  {
-    std::lock_guard lock(g_mutex);
-    g_memory.erase(memory);
-  }
-  delete[] memory;
+void set_lockable(std::size_t bytes) {
+  std::lock_guard lock(g_mutex);
+  g_lockable = bytes;
 }
 
-std::vector<Range> kernel_memory(int device) {
+void ignore_waits(bool ignore) {
   std::lock_guard lock(g_mutex);
-  std::map<const std::byte*, std::size_t> found(g_host_memory.begin(), g_host_memory.end());
-  for (const auto& [begin, allocation] : g_memory) {
-    if (allocation.device == device) found[begin] = allocation.bytes;
-  }
-  std::vector<Range> ranges;
-  for (const auto& [begin, bytes] : found) ranges.push_back({begin, begin + bytes});
-  return ranges;
+  g_ignore_waits = ignore;
+}
+
+void set_cost(const std::string& call, double call_us, double copy_us) {
+  std::lock_guard lock(g_mutex);
+  g_costs[call] = {call_us, copy_us};
 }
 
 cudaError_t launch(cudaStream_t handle, dim3 grid, bool fits, std::function<void(int device)> kernel) {
@@ -264,11 +88,14 @@ cudaError_t launch(cudaStream_t handle, dim3 grid, bool fits, std::function<void
   Stream* const stream = resolve(handle, t_device);
   if (stream == nullptr || stream->device() != t_device) return fail_with(cudaErrorInvalidResourceHandle);
   g_state.last_grid = grid;
-  stream->push({}, [kernel = std::move(kernel), device = stream->device()] {
-    kernel(device);
-    std::lock_guard guard(g_mutex);
-    ++g_state.kernels_done;
-  });
+  stream->push(
+      {},
+      [kernel = std::move(kernel), device = stream->device()] {
+        kernel(device);
+        std::lock_guard guard(g_mutex);
+        ++g_state.kernels_done;
+      },
+      cost_of("kernel", 0));
   return cudaSuccess;
 }
 
@@ -369,22 +196,32 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   return cudaSuccess;
 }
 
-cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* address) {
-  std::lock_guard lock(g_mutex);
-  if (const auto error = injected("cudaPointerGetAttributes")) return *error;
-  const Allocation* const allocation = allocation_of(static_cast<const std::byte*>(address), 1);
-  *attributes = {};
-  attributes->type = allocation != nullptr ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
-  attributes->device = allocation != nullptr ? allocation->device : cudaInvalidDeviceId;
-  return cudaSuccess;
-}
-
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   {
     std::lock_guard lock(g_mutex);
     if (const auto error = injected("cudaStreamCreateWithFlags")) return *error;
     ++g_state.live_streams;
     if (flags != cudaStreamNonBlocking) ++g_state.blocking_streams;
+  }
+  *stream = fake_cuda::create_stream(t_device);
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetStreamPriorityRange(int* lowest, int* highest) {
+  std::lock_guard lock(g_mutex);
+  if (const auto error = injected("cudaDeviceGetStreamPriorityRange")) return *error;
+  *lowest = 0;
+  *highest = -5;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int priority) {
+  {
+    std::lock_guard lock(g_mutex);
+    if (const auto error = injected("cudaStreamCreateWithPriority")) return *error;
+    ++g_state.live_streams;
+    if (flags != cudaStreamNonBlocking) ++g_state.blocking_streams;
+    if (priority != 0) ++g_state.urgent_streams;
   }
   *stream = fake_cuda::create_stream(t_device);
   return cudaSuccess;
@@ -415,28 +252,27 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event_handle, u
   std::lock_guard lock(g_mutex);
   if (const auto error = injected("cudaStreamWaitEvent")) return *error;
   Stream* const stream = resolve(handle, t_device);
-  const Event* const event = reinterpret_cast<Event*>(event_handle);
-  if (stream == nullptr || !g_events.contains(reinterpret_cast<Event*>(event_handle)))
-    return fail_with(cudaErrorInvalidResourceHandle);
+  const auto found = g_events.find(reinterpret_cast<Event*>(event_handle));
+  if (stream == nullptr || found == g_events.end()) return fail_with(cudaErrorInvalidResourceHandle);
+  if (g_ignore_waits) return cudaSuccess;
   // Waits for the last record before this call; a later one does not matter.
-  stream->push([event, mark = event->recorded] { return event->reached >= mark; }, {});
+  stream->push([record = found->second->last] { return record == nullptr || record->reached; }, {});
   return cudaSuccess;
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
   std::lock_guard lock(g_mutex);
   if (const auto error = injected("cudaEventCreateWithFlags")) return *error;
-  auto* const made = new Event{.device = t_device, .timing = (flags & cudaEventDisableTiming) == 0};
-  g_events.insert(made);
+  auto made = std::make_shared<Event>(Event{.device = t_device, .timing = (flags & cudaEventDisableTiming) == 0});
+  *event = reinterpret_cast<cudaEvent_t>(made.get());
+  g_events.emplace(made.get(), std::move(made));
   ++g_state.live_events;
-  *event = reinterpret_cast<cudaEvent_t>(made);
   return cudaSuccess;
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t handle) {
   std::lock_guard lock(g_mutex);
   g_events.erase(reinterpret_cast<Event*>(handle));
-  delete reinterpret_cast<Event*>(handle);
   --g_state.live_events;
   return cudaSuccess;
 }
@@ -445,14 +281,16 @@ cudaError_t cudaEventRecord(cudaEvent_t event_handle, cudaStream_t handle) {
   std::lock_guard lock(g_mutex);
   if (const auto error = injected("cudaEventRecord")) return *error;
   Stream* const stream = resolve(handle, t_device);
-  auto* const event = reinterpret_cast<Event*>(event_handle);
-  if (stream == nullptr || !g_events.contains(event) || stream->device() != event->device) {
+  const auto found = g_events.find(reinterpret_cast<Event*>(event_handle));
+  if (stream == nullptr || found == g_events.end() || stream->device() != found->second->device) {
     return fail_with(cudaErrorInvalidResourceHandle);
   }
-  stream->push({}, [event, mark = ++event->recorded] {
+  found->second->last = std::make_shared<Record>();
+  stream->push({}, [record = found->second->last, stream] {
     std::lock_guard guard(g_mutex);
-    event->reached = mark;
-    event->when = Clock::now();
+    record->reached = true;
+    record->when = Clock::now();
+    record->when_us = stream->now_us();
   });
   return cudaSuccess;
 }
@@ -462,7 +300,7 @@ cudaError_t cudaEventQuery(cudaEvent_t handle) {
   if (const auto error = injected("cudaEventQuery")) return *error;
   auto* const event = reinterpret_cast<Event*>(handle);
   if (!g_events.contains(event)) return fail_with(cudaErrorInvalidResourceHandle);
-  return event->reached == event->recorded ? cudaSuccess : cudaErrorNotReady;
+  return event->reached() ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t handle) {
@@ -472,7 +310,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t handle) {
   if (!g_events.contains(event)) return fail_with(cudaErrorInvalidResourceHandle);
   ++g_state.threads_waiting;
   g_changed.notify_all();
-  g_changed.wait(lock, [event, mark = event->recorded] { return event->reached >= mark; });
+  g_changed.wait(lock, [record = event->last] { return record == nullptr || record->reached; });
   --g_state.threads_waiting;
   return g_sticky != cudaSuccess ? fail_with(g_sticky) : cudaSuccess;
 }
@@ -482,113 +320,25 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from_handle, c
   if (const auto error = injected("cudaEventElapsedTime")) return *error;
   const auto* const from = reinterpret_cast<Event*>(from_handle);
   const auto* const to = reinterpret_cast<Event*>(to_handle);
-  if (!from->timing || !to->timing || from->recorded == 0 || to->recorded == 0) return fail_with(cudaErrorInvalidResourceHandle);
-  if (from->reached != from->recorded || to->reached != to->recorded) return fail_with(cudaErrorNotReady);
-  *milliseconds = std::chrono::duration<float, std::milli>(to->when - from->when).count();
+  if (!from->timing || !to->timing || !from->last || !to->last) return fail_with(cudaErrorInvalidResourceHandle);
+  if (!from->reached() || !to->reached()) return fail_with(cudaErrorNotReady);
+  *milliseconds = g_costs.empty() ? std::chrono::duration<float, std::milli>(to->last->when - from->last->when).count()
+                                  : static_cast<float>((to->last->when_us - from->last->when_us) / 1e3);
   return cudaSuccess;
 }
 
-cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
-  std::unique_lock lock(g_mutex);
-  if (const auto error = injected("cudaMemcpyAsync")) return *error;
-  if (bytes == 0 || !sides_fit(to, bytes, from, bytes, kind)) return fail_with(cudaErrorInvalidValue);
-  return enqueue_copy(lock, stream, [=] { std::memcpy(to, from, bytes); });
-}
-
-cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch, std::size_t width,
-                              std::size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
-  std::unique_lock lock(g_mutex);
-  if (const auto error = injected("cudaMemcpy2DAsync")) return *error;
-  const bool pitches_fit = to_pitch >= width && from_pitch >= width && to_pitch <= 2048 && from_pitch <= 2048;
-  if (width == 0 || height == 0 || !pitches_fit ||
-      !sides_fit(to, (height - 1) * to_pitch + width, from, (height - 1) * from_pitch + width, kind)) {
-    return fail_with(cudaErrorInvalidValue);
-  }
-  return enqueue_copy(lock, stream, [=] {
-    for (std::size_t row = 0; row < height; ++row) {
-      std::memcpy(static_cast<std::byte*>(to) + row * to_pitch, static_cast<const std::byte*>(from) + row * from_pitch, width);
-    }
-  });
-}
-
-cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
+cudaError_t cudaDriverGetVersion(int* version) {
   std::lock_guard lock(g_mutex);
-  if (const auto error = injected("cudaHostAlloc")) return *error;
-  auto* const made = new (std::align_val_t{4096}) std::byte[bytes];
-  g_host_memory[made] = bytes;
-  *memory = made;
+  if (const auto error = injected("cudaDriverGetVersion")) return *error;
+  *version = g_driver;
   return cudaSuccess;
 }
-
-cudaError_t cudaFreeHost(void* memory) {
-  {
-    std::lock_guard lock(g_mutex);
-    if (g_host_memory.erase(static_cast<std::byte*>(memory)) == 0) return fail_with(cudaErrorInvalidValue);
-  }
-  ::operator delete[](memory, std::align_val_t{4096});
-  return cudaSuccess;
-}
-
-cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
-  std::lock_guard lock(g_mutex);
-  if (const auto error = injected("cudaHostGetDevicePointer")) return *error;
-  const auto after = g_host_memory.upper_bound(static_cast<std::byte*>(host));
-  if (after == g_host_memory.begin()) return fail_with(cudaErrorInvalidValue);
-  const auto& [begin, bytes] = *std::prev(after);
-  if (static_cast<std::byte*>(host) >= begin + bytes) return fail_with(cudaErrorInvalidValue);
-  *device = host;
-  return cudaSuccess;
-}
-
-cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
-  {
-    std::lock_guard lock(g_mutex);
-    if (const auto error = injected("cudaMalloc")) return *error;
-  }
-  *memory = fake_cuda::allocate(bytes, t_device);
-  return cudaSuccess;
-}
-
-cudaError_t cudaFree(void* memory) {
-  fake_cuda::release(static_cast<std::byte*>(memory));
-  return cudaSuccess;
-}
-
-cudaError_t cudaHostRegister(void* memory, std::size_t bytes, unsigned) {
-  std::lock_guard lock(g_mutex);
-  g_host_memory[static_cast<std::byte*>(memory)] = bytes;
-  return cudaSuccess;
-}
-cudaError_t cudaHostUnregister(void* memory) {
-  std::lock_guard lock(g_mutex);
-  g_host_memory.erase(static_cast<std::byte*>(memory));
-  return cudaSuccess;
-}
-
-// What only gpu_check calls.
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  std::lock_guard lock(g_mutex);
+  if (const auto error = injected("cudaGetDeviceProperties")) return *error;
   *properties = {};
   std::strcpy(properties->name, "fake runtime on the CPU");
-  return cudaSuccess;
-}
-
-cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
-  {
-    std::lock_guard lock(g_mutex);
-    if (!sides_fit(to, bytes, from, bytes, kind)) return fail_with(cudaErrorInvalidValue);
-  }
-  std::memcpy(to, from, bytes);
-  return cudaSuccess;
-}
-
-cudaError_t cudaMemset(void* memory, int value, std::size_t bytes) {
-  std::memset(memory, value, bytes);
-  return cudaSuccess;
-}
-
-cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t stream) {
-  fake_cuda::enqueue(stream, t_device, [=] { std::memset(memory, value, bytes); });
   return cudaSuccess;
 }
 

@@ -22,7 +22,11 @@ struct State {
   int streams_waiting = 0;  // streams that stand at an event not yet reached
   int threads_waiting = 0;  // threads inside cudaStreamSynchronize, or in a copy of pageable memory
   int live_streams = 0, live_events = 0;
-  int blocking_streams = 0;  // created without cudaStreamNonBlocking
+  int blocking_streams = 0;                          // created without cudaStreamNonBlocking
+  int urgent_streams = 0;                            // created with another priority than the lowest
+  int live_device_blocks = 0, live_host_blocks = 0;  // of cudaMalloc, of cudaHostAlloc
+  int live_registrations = 0;
+  std::size_t registered_bytes = 0;
 };
 
 /// Forgets counters and injected errors. Streams, events and memory live on.
@@ -39,6 +43,21 @@ int calls(const std::string& call);
 void set_devices(int devices);
 /// Copies hold their caller until they are done, as the real ones may when the host memory is not registered.
 void hold_callers(bool hold);
+
+/// Of the driver, as in cudaDriverGetVersion; the default is 13000. Before 13000 cuMemcpyBatchAsync has another signature, before
+/// 12080 there is none.
+void set_driver(int version);
+/// cudaHostRegister gives no more than this in all, as when RLIMIT_MEMLOCK is reached.
+void set_lockable(std::size_t bytes);
+/// cudaStreamWaitEvent does nothing: what a missing event would do to the data.
+void ignore_waits(bool ignore);
+/// From now on time passes in streams by this only: for each call, "kernel" for launches, and each of the copies that one makes.
+/// cudaEventElapsedTime tells it.
+void set_cost(const std::string& call, double call_us, double copy_us = 0);
+
+/// Host memory, 4 KiB-aligned, that the device sees at another address when it is registered, and cannot touch before.
+std::byte* allocate_host(std::size_t bytes);
+void release_host(std::byte* memory);
 
 /// Memory of `device` for cudaPointerGetAttributes and the range checks of copies.
 std::byte* allocate(std::size_t bytes, int device);

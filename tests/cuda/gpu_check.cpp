@@ -1,228 +1,144 @@
-// Proves the CUDA copier on a real device, bit for bit against the oracle of the copier suite, in pageable and in registered host
-// memory; shows that copies wait for the engine's stream; prints GB/s in each direction.
-//   gpu_check [--small]     0: proven. 1: a difference or an error. 77: no GPU here, nothing proven.
-#include <cuda_runtime_api.h>
+// Proves the CUDA copier on a real device.
+//   gpu_check PART... [--small]     0: proven. 1: a difference or an error. 77: no GPU here, nothing proven.
+//   bytes   every case of the copier suite, bit for bit
+//   plans   100 random layouts and jobs, bit for bit
+//   order   copies wait for the engine's streams and the streams for copies
+//   reuse   slots given away and filled again under load
+//   verify  checksums taken on the device beside the host's, of whole and of damaged images
+// Without PART all of them. Each by every path that a copy can take and by the calibrated choice, in an arena that the copier
+// registers with CUDA while copies run and in one that somebody else has registered.
+#include "gpu_check.hpp"
 
-#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <latch>
 #include <map>
+#include <random>
+#include <set>
 #include <string>
 #include <vector>
 
-#include "copier_suite.hpp"
+#include "copy_path.hpp"
 #include "lmcn/version.hpp"
 #include "memory/slot_image.hpp"
 
+namespace lmcn::gpu_check {
 namespace {
 
-using namespace lmcn;
-using copier_suite::Case;
+// Other threads may be in the middle of something: nothing is destroyed.
+[[noreturn]] void fail(const std::string& what, const std::string& why) {
+  std::fflush(stdout);
+  std::fprintf(stderr, "gpu_check: FAILED: %s: %s\n", what.c_str(), why.c_str());
+  std::_Exit(1);
+}
 
-constexpr int kDevice = 0;
+}  // namespace
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  std::fprintf(stderr, "gpu_check: FAILED: %s: %s (%d)\n", what, cudaGetErrorString(error), static_cast<int>(error));
-  std::exit(1);
+  fail(what, std::string(cudaGetErrorString(error)) + " (" + std::to_string(static_cast<int>(error)) + ")");
 }
-#define CHECK_CUDA(call) check((call), #call)
-
 void check(const std::string& error, const std::string& what) {
   if (error.empty()) return;
-  std::fprintf(stderr, "gpu_check: FAILED: %s: %s\n", what.c_str(), error.c_str());
-  std::exit(1);
+  fail(what, error);
 }
 void check(const Status& status, const std::string& what) {
   check(status.ok() ? "" : status.to_string(), what);
 }
 
-class GpuBackend final : public copier_suite::Backend {
- public:
-  explicit GpuBackend(bool registered) : registered_(registered) {}
-  ~GpuBackend() override { release_all(); }
-  const char* host_memory() const { return registered_ ? "registered" : "pageable"; }
+std::byte* GpuBackend::allocate(std::size_t bytes) {
+  void* memory = nullptr;
+  CHECK_CUDA(cudaMalloc(&memory, bytes));
+  memory_.push_back(memory);
+  return static_cast<std::byte*>(memory);
+}
+void GpuBackend::release_all() {
+  for (void* memory : memory_) CHECK_CUDA(cudaFree(memory));
+  memory_.clear();
+}
+std::byte* GpuBackend::allocate_arena(std::size_t bytes) {
+  std::byte* const arena = Backend::allocate_arena(bytes);
+  std::memset(arena, 0, bytes);
+  if (registered_) CHECK_CUDA(cudaHostRegister(arena, bytes, cudaHostRegisterDefault));
+  return arena;
+}
+void GpuBackend::release_arena(std::byte* arena) {
+  if (registered_) CHECK_CUDA(cudaHostUnregister(arena));
+  Backend::release_arena(arena);
+}
+void GpuBackend::upload(std::byte* to, const std::byte* from, std::size_t bytes) {
+  CHECK_CUDA(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice));
+}
+void GpuBackend::download(std::byte* to, const std::byte* from, std::size_t bytes) {
+  CHECK_CUDA(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost));
+}
+void GpuBackend::synchronize() {
+  CHECK_CUDA(cudaStreamSynchronize(nullptr));
+}
+Result<std::unique_ptr<PagedCopier>> GpuBackend::make(const PagedKvLayout& paged, const SlotLayout& slot, std::byte* arena,
+                                                      std::uint64_t arena_bytes, const CopierOptions& options) {
+  return make_cuda_copier(paged, slot, arena, arena_bytes, options, kDevice);
+}
 
-  std::byte* allocate(std::size_t bytes) override {
-    void* memory = nullptr;
-    CHECK_CUDA(cudaMalloc(&memory, bytes));
-    memory_.push_back(memory);
-    return static_cast<std::byte*>(memory);
-  }
-  void release_all() override {
-    for (void* memory : memory_) CHECK_CUDA(cudaFree(memory));
-    memory_.clear();
-  }
-  std::byte* allocate_arena(std::size_t bytes) override {
-    std::byte* const arena = Backend::allocate_arena(bytes);
-    std::memset(arena, 0, bytes);
-    if (registered_) CHECK_CUDA(cudaHostRegister(arena, bytes, cudaHostRegisterDefault));
-    return arena;
-  }
-  void release_arena(std::byte* arena) override {
-    if (registered_) CHECK_CUDA(cudaHostUnregister(arena));
-    Backend::release_arena(arena);
-  }
-  void upload(std::byte* to, const std::byte* from, std::size_t bytes) override {
-    CHECK_CUDA(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice));
-  }
-  void download(std::byte* to, const std::byte* from, std::size_t bytes) override {
-    CHECK_CUDA(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost));
-  }
-  void synchronize() override { CHECK_CUDA(cudaStreamSynchronize(nullptr)); }
-  Result<std::unique_ptr<PagedCopier>> make(const PagedKvLayout& paged, const SlotLayout& slot, std::byte* arena,
-                                            std::uint64_t arena_bytes, const CopierOptions& options) override {
-    return make_cuda_copier(paged, slot, arena, arena_bytes, options, kDevice);
-  }
+namespace {
 
- private:
-  const bool registered_;
-  std::vector<void*> memory_;
-};
+using copier_suite::Case;
+using copier_suite::Order;
 
-void check_bytes(GpuBackend& backend) {
+void check_bytes(GpuBackend& backend, int every) {
   std::map<std::string, int> ran;
+  int number = 0;
   for (const Case& c : copier_suite::all_cases()) {
+    if (number++ % every != 0) continue;
     check(copier_suite::run_case(backend, c, 11), c.name() + ", " + backend.host_memory() + " arena");
     backend.release_all();
     ++ran[copier_suite::order_name(c.order)];
   }
-  std::printf("bytes (%s arena): ", backend.host_memory());
+  std::printf("  bytes: ");
   for (const auto& [order, cases] : ran) std::printf("%s %d  ", order.c_str(), cases);
   std::printf("cases, every byte as expected\n");
 }
 
-CopyDone run(PagedCopier& copier, const CopyJob& job) {
-  check(copier.submit(job), "submit");
-  const std::uint64_t ids[] = {job.id};
-  check(copier.wait(ids, std::chrono::minutes(1)), "wait");
-  std::vector<CopyDone> done = copier.poll();
-  check(done.size() == 1 ? "" : "poll() returned " + std::to_string(done.size()) + " results", "job");
-  check(done[0].ok ? "" : done[0].message, "job");
-  return done[0];
+void check_plans(GpuBackend& backend, int plans) {
+  // The seed names the plan: a failure is found again with it.
+  for (std::uint64_t seed = 1; seed <= static_cast<std::uint64_t>(plans); ++seed) {
+    std::mt19937_64 random(seed);
+    const auto pick = [&](std::initializer_list<std::int64_t> from) { return from.begin()[random() % from.size()]; };
+    Case c{.order = static_cast<Order>(random() % (static_cast<std::uint64_t>(Order::kOpaqueInBlock) + 1))};
+    c.layers = pick({1, 2, 3, 5});
+    c.options.rank = 1;
+    if (c.order == Order::kOpaque || c.order == Order::kOpaqueInBlock) {
+      c.planes = c.block_tokens = c.heads = c.element_bytes = 1;
+      c.head_dim = pick({1, 16, 127, 4096, 65536, 65552});
+      c.chunk_tokens = pick({1, 2, 7});
+    } else {
+      c.planes = pick({1, 2});
+      c.block_tokens = pick({1, 2, 8, 16, 17, 32, 64});
+      c.heads = pick({1, 2, 3, 8});
+      c.head_dim = pick({1, 8, 24, 64, 128});
+      c.element_bytes = pick({1, 2, 4, 8});
+      c.chunk_tokens = 1 + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(3 * c.block_tokens));
+    }
+    check(copier_suite::run_case(backend, c, seed),
+          "plan " + std::to_string(seed) + ": " + c.name() + ", " + backend.host_memory() + " arena");
+    backend.release_all();
+  }
+  std::printf("  plans: %d random ones, every byte as expected\n", plans);
 }
 
-// The engine's stream stands at a host function; the page is written only after it. A copier that does not wait stores old bytes.
-void check_order(GpuBackend& backend) {
-  constexpr std::size_t kPage = 1 << 20;
-  std::byte* const page = backend.allocate(kPage);
-  const PagedKvLayout paged = PagedKvLayout::opaque({page}, 1, kPage, kPage);
+/// Whether the path asked for is here at all: of a copier over one page.
+Status can_be_made(GpuBackend& backend) {
+  const PagedKvLayout paged = PagedKvLayout::opaque({backend.allocate(4096)}, 1, 4096, 4096);
   const SlotLayout slot = SlotLayout::make(paged, 1).value();
   const std::uint64_t bytes = image_bytes(static_cast<std::uint64_t>(slot.rank_bytes));
   std::byte* const arena = backend.allocate_arena(bytes);
-  auto made = backend.make(paged, slot, arena, bytes, {});
-  check(made.ok() ? Status() : made.status(), "make");
-  cudaStream_t engine = nullptr;
-  CHECK_CUDA(cudaStreamCreateWithFlags(&engine, cudaStreamNonBlocking));
-  for (int round = 0; round < 20; ++round) {
-    for (const cudaStream_t stream : {engine, cudaStream_t{nullptr}}) {
-      const auto generation = static_cast<std::uint32_t>(round + 1);
-      begin_slot(arena, {}, {}, static_cast<std::uint64_t>(slot.rank_bytes), 1, generation);
-      CHECK_CUDA(cudaMemset(page, 1, kPage));
-      CHECK_CUDA(cudaStreamSynchronize(nullptr));
-      std::latch gate(1);
-      CHECK_CUDA(cudaLaunchHostFunc(stream, [](void* g) { static_cast<std::latch*>(g)->wait(); }, &gate));
-      CHECK_CUDA(cudaMemsetAsync(page, 2, kPage, stream));
-      const CopyJob gather{.id = 1,
-                           .direction = CopyDirection::kGather,
-                           .items = {{.slot_offset = 0, .generation = generation, .tokens = 1}},
-                           .block_ids = {0},
-                           .stream = reinterpret_cast<std::uint64_t>(stream)};
-      check((*made)->submit(gather), "submit");
-      const std::uint64_t ids[] = {1};
-      // Time in which a copier that does not wait would copy; one that waits cannot end.
-      const bool early = (*made)->wait(ids, std::chrono::milliseconds(20)).ok();
-      gate.count_down();
-      check(early ? "a gather ended before the engine's stream reached it" : "", "order");
-      check((*made)->wait(ids, std::chrono::minutes(1)), "wait");
-      check((*made)->poll().at(0).ok ? "" : "gather failed", "order");
-      const std::byte* const payload = arena + kPageBytes;
-      const bool right = std::all_of(payload, payload + kPage, [](std::byte b) { return b == std::byte{2}; });
-      check(right ? "" : "the gather holds bytes older than the model's writes", "order");
-    }
-  }
-  CHECK_CUDA(cudaStreamDestroy(engine));
-  made->reset();
+  const Status status = backend.make(paged, slot, arena, bytes, {}).status();
   backend.release_arena(arena);
   backend.release_all();
-  std::printf("order (%s arena): 40 gathers waited for the engine's stream\n", backend.host_memory());
+  return status;
 }
 
-struct Shape {
-  const char* name;
-  bool layers_in_block;  // all layers of a block in one place: long runs
-  bool opaque;
-};
-
-// Chunks of 256 tokens of a model with 32 layers, 8 KV heads of 128, 2 bytes, in blocks of 16: 32 MiB each.
-void measure(GpuBackend& backend, const Shape& shape, bool small) {
-  const std::int64_t layers = small ? 2 : 32, block_tokens = 16, heads = 8, head_dim = small ? 16 : 128, element_bytes = 2;
-  const std::int64_t plane_bytes = block_tokens * heads * head_dim * element_bytes, page_bytes = 2 * plane_bytes;
-  const std::int64_t chunks = small ? 2 : 8, blocks_per_chunk = 16, num_blocks = 2 * chunks * blocks_per_chunk;
-  const std::int64_t stride = shape.layers_in_block ? layers * page_bytes : page_bytes;
-  std::byte* const memory = backend.allocate(static_cast<std::size_t>(num_blocks * layers * page_bytes));
-  std::vector<std::byte*> bases;
-  for (std::int64_t l = 0; l < layers; ++l)
-    bases.push_back(memory + l * (shape.layers_in_block ? page_bytes : num_blocks * page_bytes));
-  PagedKvLayout paged = PagedKvLayout::opaque(bases, num_blocks, page_bytes, stride);
-  if (!shape.opaque) {
-    const std::int64_t row = head_dim * element_bytes, token = heads * row;
-    paged = {{}, num_blocks, block_tokens, heads, head_dim, element_bytes};
-    for (std::byte* base : bases)
-      paged.layers.push_back({base, {{0, stride, token, row, element_bytes}, {plane_bytes, stride, token, row, element_bytes}}});
-  }
-  const std::int64_t chunk_tokens = shape.opaque ? blocks_per_chunk : blocks_per_chunk * block_tokens;
-  const SlotLayout slot = SlotLayout::make(paged, chunk_tokens).value();
-  const auto rank_bytes = static_cast<std::uint64_t>(slot.rank_bytes);
-  const std::uint64_t image = image_bytes(rank_bytes), arena_bytes = image * static_cast<std::uint64_t>(chunks);
-  std::byte* const arena = backend.allocate_arena(arena_bytes);
-  auto made = backend.make(paged, slot, arena, arena_bytes, {});
-  check(made.ok() ? Status() : made.status(), "make");
-
-  CopyJob job{.id = 1};
-  for (std::int64_t c = 0; c < chunks; ++c) {
-    job.items.push_back({.slot_offset = image * static_cast<std::uint64_t>(c),
-                         .generation = 1,
-                         .tokens = static_cast<std::uint32_t>(chunk_tokens),
-                         .block_begin = static_cast<std::uint32_t>(c * blocks_per_chunk)});
-    begin_slot(arena + job.items.back().slot_offset, {}, {}, rank_bytes, 1, 1);
-    // Every other block, so that no two are neighbours.
-    for (std::int64_t b = 0; b < blocks_per_chunk; ++b) job.block_ids.push_back(2 * (c * blocks_per_chunk + b));
-    std::byte* const payload = arena + job.items.back().slot_offset + kPageBytes;
-    for (std::uint64_t i = 0; i < rank_bytes; ++i)
-      payload[i] = static_cast<std::byte>((i * 2654435761u) >> 24 ^ static_cast<unsigned>(c));
-  }
-  const std::vector<std::byte> before(arena, arena + arena_bytes);
-  std::vector<double> rates[2];
-  for (int round = 0; round < 5; ++round) {
-    for (const CopyDirection direction : {CopyDirection::kScatter, CopyDirection::kGather}) {
-      job.direction = direction;
-      if (direction == CopyDirection::kGather) {
-        for (const CopyItem& item : job.items) std::memset(arena + item.slot_offset + kPageBytes, 0, rank_bytes);
-      }
-      const CopyDone done = run(**made, job);
-      rates[direction == CopyDirection::kGather].push_back(static_cast<double>(done.bytes) / std::max(done.seconds, 1e-9) / 1e9);
-    }
-    for (const CopyItem& item : job.items) {
-      const std::uint64_t at = item.slot_offset + kPageBytes;
-      check(std::memcmp(arena + at, before.data() + at, rank_bytes) == 0 ? "" : "a round trip changed bytes", shape.name);
-    }
-  }
-  made->reset();
-  backend.release_arena(arena);
-  backend.release_all();
-  for (auto& r : rates) std::ranges::sort(r);
-  std::printf("GB/s (%s arena) %-34s gather %6.2f  scatter %6.2f   (median of 5, %.0f MB a job, by device events)\n",
-              backend.host_memory(), shape.name, rates[1][2], rates[0][2],
-              static_cast<double>(chunks) * static_cast<double>(rank_bytes) / 1e6);
-}
-
-}  // namespace
-
-int main(int argc, char** argv) {
-  const bool small = argc > 1 && std::strcmp(argv[1], "--small") == 0;
+int run(const std::set<std::string>& parts, bool small) {
   const CudaStatus status = cuda_status();
   if (status.devices == 0) {
     std::printf("gpu_check: NO GPU HERE, NOTHING PROVEN: %s\n", status.message.c_str());
@@ -233,14 +149,28 @@ int main(int argc, char** argv) {
   CHECK_CUDA(cudaGetDeviceProperties(&properties, kDevice));
   std::printf("device %d: %s, compute capability %d.%d, %.1f GiB\n", kDevice, properties.name, properties.major, properties.minor,
               static_cast<double>(properties.totalGlobalMem) / (1 << 30));
-  for (const bool registered : {false, true}) {
-    GpuBackend backend(registered);
-    check_bytes(backend);
-    check_order(backend);
-    for (const Shape& shape :
-         {Shape{"[layer][block][plane][token][head]", false, false}, Shape{"[block][layer][plane][token][head]", true, false},
-          Shape{"opaque [layer][block][page]", false, true}, Shape{"opaque [block][layer][page]", true, true}}) {
-      measure(backend, shape, small);
+  if (parts.contains("verify")) {
+    GpuBackend backend(false);
+    check_verify(backend, small ? 10 : 200);
+  }
+  std::vector<std::string> paths;
+  for (const PathKind kind : kAllPaths) paths.emplace_back(path_name(kind));
+  paths.emplace_back("auto");
+  for (const std::string& path : paths) {
+    check(setenv("LMCN_COPY_PATH", path.c_str(), 1) == 0 ? "" : "setenv", "LMCN_COPY_PATH");
+    for (const bool registered : {false, true}) {
+      GpuBackend backend(registered);
+      const Status status = can_be_made(backend);
+      if (status.code() == Code::kUnavailable) {
+        std::printf("path %s: not to be had here: %s\n", path.c_str(), status.message().c_str());
+        break;
+      }
+      check(status, "path " + path);
+      std::printf("path %s, %s arena\n", path.c_str(), backend.host_memory());
+      if (parts.contains("bytes")) check_bytes(backend, small ? 7 : 1);
+      if (parts.contains("plans")) check_plans(backend, small ? 10 : 100);
+      if (parts.contains("order")) check_order(backend, small ? 2 : 25);
+      if (parts.contains("reuse")) check_reuse(backend, small ? 30 : 1000);
     }
   }
 #ifdef LMCN_FAKE_CUDART
@@ -249,4 +179,24 @@ int main(int argc, char** argv) {
   std::printf("gpu_check: proven\n");
 #endif
   return 0;
+}
+
+}  // namespace
+}  // namespace lmcn::gpu_check
+
+int main(int argc, char** argv) {
+  const std::set<std::string> known = {"bytes", "plans", "order", "reuse", "verify"};
+  std::set<std::string> parts;
+  bool small = false;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--small") == 0) {
+      small = true;
+    } else if (known.contains(argv[i])) {
+      parts.insert(argv[i]);
+    } else {
+      std::fprintf(stderr, "gpu_check: %s: must be bytes, plans, order, reuse, verify or --small\n", argv[i]);
+      return 2;
+    }
+  }
+  return lmcn::gpu_check::run(parts.empty() ? known : parts, small);
 }

@@ -192,6 +192,31 @@ TEST_F(KernelLaunch, WaitsWhenTheRingIsFullAndOnlyThen) {
   third.join();
 }
 
+TEST_F(KernelLaunch, SeveralThreadsMayLaunch) {
+  make_kernel(3 * 64);
+  constexpr std::size_t kBytes = kBlocks * kTokenBytes;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i) {
+    threads.emplace_back([&] {
+      EXPECT_EQ(cudaSetDevice(kKernelDevice), cudaSuccess);
+      const cudaStream_t stream = fake_cuda::create_stream(kKernelDevice);
+      std::byte* const own = fake_cuda::allocate(kBytes, kKernelDevice);
+      std::byte* const parts[] = {own};
+      const std::uint32_t items[] = {0};
+      for (std::uint32_t t = 0; t < kBlocks; ++t) {
+        CopyJob job = job_of(1);
+        job.items[0].first_token = job.items[0].block_begin = t;
+        EXPECT_TRUE(kernel_->launch(job, CopyDirection::kGather, items, parts, 0, 1, stream, 4).ok());
+      }
+      fake_cuda::synchronize(stream, kKernelDevice);
+      EXPECT_EQ(std::memcmp(own, memory_, kBytes), 0);
+      fake_cuda::release(own);
+      fake_cuda::destroy_stream(stream);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
 TEST_F(KernelLaunch, EndsOnlyAfterItsLaunches) {
   make_kernel();
   Gate gate(stream_, kKernelDevice);

@@ -17,8 +17,93 @@ GIB = 1 << 30
 BLOCK_TOKENS = 128
 
 
-class InProcessEngine:
-    """Small host memory (about 20 chunks of 128 tokens), so that a few other prompts push one out to NVMe."""
+class Engine:
+    """What tests do with either connector. Small host memory, so that a few other prompts push one out to NVMe."""
+
+    model: Path
+    llm: Any
+    store: Any  # the connector's
+    _next_filler = 10_000
+
+    # ---- parts --------------------------------------------------------------------------------------------------------
+
+    @property
+    def core(self) -> Any:
+        return self.llm.llm_engine.engine_core.engine_core
+
+    @property
+    def vllm_scheduler(self) -> Any:
+        return self.core.scheduler
+
+    @property
+    def connector(self) -> Any:
+        """The scheduler's connector."""
+        return self.vllm_scheduler.connector
+
+    def stats(self) -> dict[str, int]:
+        return dict(self.store.stats())
+
+    # ---- requests -----------------------------------------------------------------------------------------------------
+
+    def prompt(self, seed: int, length: int = 900) -> list[int]:
+        return prompts.tokens(self.model, seed, length)
+
+    def answer(self, prompt: list[int], max_tokens: int = 12, **extra: Any) -> Answer:
+        (found,) = self.answers([prompt], max_tokens, **extra)
+        return found
+
+    def answers(self, prompts_: list[list[int]], max_tokens: int = 12, **extra: Any) -> list[Answer]:
+        """All at once. `extra`: cache_salt for the prompt; lora_request; the rest for the sampling parameters."""
+        from vllm import SamplingParams, TokensPrompt
+
+        salt = {"cache_salt": extra.pop("cache_salt")} if "cache_salt" in extra else {}
+        lora = extra.pop("lora_request", None)
+        parameters = SamplingParams(max_tokens=max_tokens, temperature=0.0, logprobs=5, ignore_eos=True, **extra)
+        outputs = self.llm.generate(
+            [TokensPrompt(prompt_token_ids=prompt, **salt) for prompt in prompts_], parameters, use_tqdm=False, lora_request=lora
+        )
+        return [
+            Answer(
+                token_ids=list(output.outputs[0].token_ids),
+                top_logprobs=[{token: row.logprob for token, row in top.items()} for top in output.outputs[0].logprobs],
+                cached_tokens=output.num_cached_tokens,
+            )
+            for output in outputs
+        ]
+
+    def drain(self) -> None:
+        """Steps until vLLM has no transfer under way."""
+        while self.vllm_scheduler.has_requests():
+            self.llm.llm_engine.step()
+
+    def forget_gpu(self) -> None:
+        """Empties the engine's own prefix cache, not the connector's."""
+        self.drain()
+        assert self.llm.reset_prefix_cache(reset_connector=False)
+
+    def forget_all(self) -> None:
+        self.drain()
+        assert self.llm.reset_prefix_cache(reset_connector=True)
+
+    def evict_to_nvme(self) -> None:
+        """Fills host memory with other prompts, after everything has been written behind."""
+        self.drain()
+        self.store.flush(30.0)
+        for _ in range(4):
+            self._next_filler += 1
+            self.answer(self.prompt(self._next_filler), max_tokens=1)
+            self.drain()
+            self.store.flush(30.0)
+        self.forget_gpu()
+
+    def close(self) -> None:
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        gc.collect()
+
+
+class InProcessEngine(Engine):
+    """NativeOffloadingConnector. Host memory holds about 20 chunks of 128 tokens."""
 
     HOST_BYTES = 64 << 20
 
@@ -45,18 +130,8 @@ class InProcessEngine:
                 },
             },
         )
-        self._next_filler = 10_000
 
     # ---- parts --------------------------------------------------------------------------------------------------------
-
-    @property
-    def scheduler(self) -> Any:
-        return self.llm.llm_engine.engine_core.engine_core.scheduler
-
-    @property
-    def connector(self) -> Any:
-        """The scheduler's connector."""
-        return self.scheduler.connector
 
     @property
     def manager(self) -> Any:
@@ -69,49 +144,9 @@ class InProcessEngine:
 
         return get_kv_transfer_group().connector_worker.worker
 
-    def stats(self) -> dict[str, int]:
-        return dict(self.manager.store.stats())
-
-    # ---- requests -----------------------------------------------------------------------------------------------------
-
-    def prompt(self, seed: int, length: int = 900) -> list[int]:
-        return prompts.tokens(self.model, seed, length)
-
-    def answer(self, prompt: list[int], max_tokens: int = 12) -> Answer:
-        from vllm import SamplingParams, TokensPrompt
-
-        parameters = SamplingParams(max_tokens=max_tokens, temperature=0.0, logprobs=5, ignore_eos=True)
-        (output,) = self.llm.generate([TokensPrompt(prompt_token_ids=prompt)], parameters, use_tqdm=False)
-        return Answer(
-            token_ids=list(output.outputs[0].token_ids),
-            top_logprobs=[{token: row.logprob for token, row in top.items()} for top in output.outputs[0].logprobs],
-            cached_tokens=output.num_cached_tokens,
-        )
-
-    def drain(self) -> None:
-        """Steps until vLLM has no transfer under way."""
-        while self.scheduler.has_requests():
-            self.llm.llm_engine.step()
-
-    def forget_gpu(self) -> None:
-        """Empties the engine's own prefix cache, not the connector's."""
-        self.drain()
-        assert self.llm.reset_prefix_cache(reset_connector=False)
-
-    def forget_all(self) -> None:
-        self.drain()
-        assert self.llm.reset_prefix_cache(reset_connector=True)
-
-    def evict_to_nvme(self) -> None:
-        """Fills host memory with other prompts, after everything has been written behind."""
-        self.drain()
-        self.manager.store.flush(30.0)
-        for _ in range(4):
-            self._next_filler += 1
-            self.answer(self.prompt(self._next_filler), max_tokens=1)
-            self.drain()
-            self.manager.store.flush(30.0)
-        self.forget_gpu()
+    @property
+    def store(self) -> Any:
+        return self.manager.store
 
     # ---- watching and meddling ----------------------------------------------------------------------------------------
 
@@ -206,11 +241,6 @@ class InProcessEngine:
             yield held
             held.let_go()
             self.drain()
-
-    def close(self) -> None:
-        self.llm.llm_engine.engine_core.shutdown()
-        del self.llm
-        gc.collect()
 
 
 @dataclass

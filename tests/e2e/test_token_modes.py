@@ -192,7 +192,7 @@ def test_two_drives(smollm2: Path, tmp_path: Path) -> None:
     """Chunks are striped over both and found again after a restart; without one of them the engine starts, and computes what is
     gone."""
     drives = [tmp_path / "a", tmp_path / "b"]
-    nvme = {"local_disk": [str(drive) for drive in drives], "max_local_disk_size": 1, "region_size": 1 / 16, "verify": "all"}
+    nvme = {"local_disk": [str(drive) for drive in drives], "local_disk_sizes": [0.5, 0.75], "region_size": 1 / 16, "verify": "all"}
     with engine(smollm2, None, **nvme) as running:
         prompt = running.prompt(9, LENGTH)
         running.answer(prompt)

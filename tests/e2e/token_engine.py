@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import prompts
 import torch
-from engine import Done, HeldCopier, Proxy, _replaced
-from same_answer import Answer
+from engine import Done, Engine, HeldCopier, Proxy, _replaced
 
 sys.path.insert(0, str(Path(__file__).parent / "small_blocks"))
 import lmcn_small_blocks
@@ -21,8 +18,9 @@ import lmcn_small_blocks
 ENGINE_OPTIONS = ("async_scheduling", "block_size", "enable_lora", "kv_cache_dtype", "max_model_len", "num_gpu_blocks_override")
 
 
-class TokenEngine:
-    """Chunks of 40 tokens over blocks of 16: neither divides the other. Host memory holds about 70 of SmolLM2's chunks."""
+class TokenEngine(Engine):
+    """LMCacheNativeConnector. Chunks of 40 tokens over blocks of 16: neither divides the other. Host memory holds about 70 of
+    SmolLM2's chunks."""
 
     CHUNK_TOKENS = 40
     BLOCK_TOKENS = 16
@@ -53,22 +51,8 @@ class TokenEngine:
             },
             **engine_options,
         )
-        self._next_filler = 10_000
 
     # ---- parts --------------------------------------------------------------------------------------------------------
-
-    @property
-    def core(self) -> Any:
-        return self.llm.llm_engine.engine_core.engine_core
-
-    @property
-    def vllm_scheduler(self) -> Any:
-        return self.core.scheduler
-
-    @property
-    def connector(self) -> Any:
-        """The scheduler's connector."""
-        return self.vllm_scheduler.connector
 
     @property
     def scheduler(self) -> Any:
@@ -82,65 +66,13 @@ class TokenEngine:
 
         return get_kv_transfer_group().worker
 
-    def stats(self) -> dict[str, int]:
-        return dict(self.scheduler.store.stats())
+    @property
+    def store(self) -> Any:
+        return self.scheduler.store
 
     def hit_tokens(self, prompt_tokens: int) -> int:
         """Of a prompt that is wholly stored: whole chunks."""
         return (prompt_tokens - 1) // self.CHUNK_TOKENS * self.CHUNK_TOKENS
-
-    # ---- requests -----------------------------------------------------------------------------------------------------
-
-    def prompt(self, seed: int, length: int = 900) -> list[int]:
-        return prompts.tokens(self.model, seed, length)
-
-    def answer(self, prompt: list[int], max_tokens: int = 12, **extra: Any) -> Answer:
-        (found,) = self.answers([prompt], max_tokens, **extra)
-        return found
-
-    def answers(self, prompts_: list[list[int]], max_tokens: int = 12, **extra: Any) -> list[Answer]:
-        """All at once. `extra`: cache_salt for the prompt; lora_request; the rest for the sampling parameters."""
-        from vllm import SamplingParams, TokensPrompt
-
-        salt = {"cache_salt": extra.pop("cache_salt")} if "cache_salt" in extra else {}
-        lora = extra.pop("lora_request", None)
-        parameters = SamplingParams(max_tokens=max_tokens, temperature=0.0, logprobs=5, ignore_eos=True, **extra)
-        outputs = self.llm.generate(
-            [TokensPrompt(prompt_token_ids=prompt, **salt) for prompt in prompts_], parameters, use_tqdm=False, lora_request=lora
-        )
-        return [
-            Answer(
-                token_ids=list(output.outputs[0].token_ids),
-                top_logprobs=[{token: row.logprob for token, row in top.items()} for top in output.outputs[0].logprobs],
-                cached_tokens=output.num_cached_tokens,
-            )
-            for output in outputs
-        ]
-
-    def drain(self) -> None:
-        """Steps until vLLM has no transfer under way."""
-        while self.vllm_scheduler.has_requests():
-            self.llm.llm_engine.step()
-
-    def forget_gpu(self) -> None:
-        """Empties the engine's own prefix cache, not the connector's."""
-        self.drain()
-        assert self.llm.reset_prefix_cache(reset_connector=False)
-
-    def forget_all(self) -> None:
-        self.drain()
-        assert self.llm.reset_prefix_cache(reset_connector=True)
-
-    def evict_to_nvme(self) -> None:
-        """Fills host memory with other prompts, after everything has been written behind."""
-        self.drain()
-        self.scheduler.store.flush(30.0)
-        for _ in range(4):
-            self._next_filler += 1
-            self.answer(self.prompt(self._next_filler), max_tokens=1)
-            self.drain()
-            self.scheduler.store.flush(30.0)
-        self.forget_gpu()
 
     # ---- watching and meddling ----------------------------------------------------------------------------------------
 
@@ -283,8 +215,3 @@ class TokenEngine:
         while self.vllm_scheduler.has_requests():  # a step submits the stores of the one before
             held.let_go()
             self.llm.llm_engine.step()
-
-    def close(self) -> None:
-        self.llm.llm_engine.engine_core.shutdown()
-        del self.llm
-        gc.collect()

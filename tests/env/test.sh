@@ -64,6 +64,8 @@ if [[ $mode == full ]]; then
   cpp asan
   cpp cuda-on-cpu
   cpp gds-on-stub
+  stage "CUDA build by nvcc, kernel resources" cuda_build || true
+  stage "CUDA wheel" cuda_wheel || true
 fi
 wheel=0
 stage "wheel" build_wheel && wheel=1

@@ -1,6 +1,6 @@
 """Configurations of any content end in a NativeConfig that can be used or in an error of this package, never in another exception.
 
-    LMCN_FUZZ_SECONDS=60 python tests/fuzz/fuzz_config.py [LIBFUZZER ARGUMENTS...]
+    python tests/fuzz/fuzz_config.py [LIBFUZZER ARGUMENTS...]
 
 needs atheris and an installed lmcache_native. A finding ends it; the input is kept as crash-... and can be given as an argument.
 """
@@ -129,6 +129,8 @@ def check_usable(config: NativeConfig) -> None:
         assert 0 <= count < 1 << 62, config
     for seconds in (config.promotion_deadline_s, config.request_ttl_s, config.lock_wait_s, config.load_timeout_s):
         assert 0 <= seconds <= 1e9, config
+    assert not config.directory_bytes or sum(config.directory_bytes) == config.nvme_bytes, config
+    assert len(config.directory_bytes) in (0, len(config.directories)), config
     assert bool(config.directories) == (config.nvme_bytes > 0), config
     for directory in config.directories:
         assert directory.is_absolute(), config
@@ -176,8 +178,7 @@ def test_one_input(raw: bytes) -> None:
 
 
 def main() -> None:
-    seconds = os.environ.get("LMCN_FUZZ_SECONDS", "60")
-    arguments = [sys.argv[0], f"-max_total_time={seconds}", "-timeout=20", "-max_len=512", "-len_control=0", *sys.argv[1:]]
+    arguments = [sys.argv[0], "-max_total_time=60", "-timeout=120", "-max_len=512", "-len_control=0", *sys.argv[1:]]
     atheris.Setup(arguments, test_one_input)
     atheris.Fuzz()  # ends the process
 

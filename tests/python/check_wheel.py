@@ -55,6 +55,24 @@ else:
 print(sys.version.split()[0], native.__version__, native.build_info()["compiler"])
 """
 
+# A build with CUDA where no device can be used: every call says so, with its type, and the rest works.
+CUDA_SMOKE = """
+import lmcache_native as native
+
+info, status = native.build_info(), native.cuda_status()
+assert info["cuda"] is True and info["cuda_toolkit"], info
+assert status["built"] is True and status["devices"] == 0 and status["error"] in (35, 100), status
+paged = native.PagedKvLayout.opaque([1 << 20], 4, 4096, 4096)
+with native.Store(host_bytes=16 << 20) as store:
+    try:
+        native.PagedCopier.cuda(store, paged, native.SlotLayout.make(paged, 1))
+    except native.CudaUnavailable as error:
+        print("no device:", error)
+    else:
+        raise AssertionError("a copier without a device")
+"""
+MOST_CUDA_BYTES = 3 << 20
+
 
 def run(*command: str | Path, **options: object) -> str:
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, **options)  # type: ignore[call-overload]
@@ -134,23 +152,29 @@ def interpreter(version: str) -> Path | None:
     return None
 
 
-def check_in(python: Path, wheel: Path, folder: Path) -> None:
+def check_in(python: Path, wheel: Path, folder: Path, cuda: bool) -> None:
     run(python, "-m", "venv", folder)
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     run(folder / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", wheel, env=environment)
     sys.stdout.write("ok: " + run(folder / "bin/python", "-I", "-c", SMOKE, env=environment, cwd=folder))
+    if cuda:
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # no device, also where there is one
+        sys.stdout.write("ok: " + run(folder / "bin/python", "-I", "-c", CUDA_SMOKE, env=environment, cwd=folder))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheel", type=Path, help="check this file instead of building one")
     parser.add_argument("--allow-missing", action="store_true", help="pass although a CPython version is not here")
+    parser.add_argument("--cuda", action="store_true", help="it must have been built with CUDA, and be no larger than 3 MiB")
     arguments = parser.parse_args()
     missing = []
     with tempfile.TemporaryDirectory(prefix="lmcn-wheel-") as name:
         folder = Path(name)
         wheel = arguments.wheel.resolve() if arguments.wheel else build(folder)
         check_contents(wheel, folder / "contents")
+        if arguments.cuda and wheel.stat().st_size > MOST_CUDA_BYTES:
+            raise SystemExit(f"FAILED: the wheel has {wheel.stat().st_size} bytes, must be at most {MOST_CUDA_BYTES}")
         check_library(folder / "contents" / EXTENSION)
         check_plugin(folder / "contents" / PLUGIN)
         for version in VERSIONS:
@@ -158,7 +182,7 @@ def main() -> int:
             if python is None:
                 missing.append(version)
                 continue
-            check_in(python, wheel, folder / f"venv-{version}")
+            check_in(python, wheel, folder / f"venv-{version}", arguments.cuda)
     if missing:
         sys.stderr.write(f"MISSING: no CPython {', '.join(missing)} on this machine: the wheel was NOT run there\n")
     return 1 if missing and not arguments.allow_missing else 0

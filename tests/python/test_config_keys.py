@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from lmcache_native.config import GIB, UNLIMITED, NativeConfig, Profile, machine, resolve
+from lmcache_native.config import (
+    GIB,
+    UNLIMITED,
+    NativeConfig,
+    Profile,
+    engine_directory_bytes,
+    engine_nvme_bytes,
+    machine,
+    resolve,
+)
 from lmcache_native.config.sources import TABLE
 from lmcache_native.config.table import Kind, Place
 from lmcache_native.errors import InvalidArgument, Unsupported
@@ -300,6 +309,25 @@ def test_writes_to_nvme() -> None:
     assert lmcache(**nvme).striped
     assert not lmcache(**nvme, local_disk_path_sharding="by_engine").striped
     assert "by_engine" in wrong(**nvme, local_disk_path_sharding="by_rank")
+
+
+def test_sizes_of_directories() -> None:
+    two: dict[str, Any] = {"local_disk": "/a,/b"}
+    for value in ("1,2.5", "[1, 2.5]", [1, 2.5], ["1", "2.5"]):
+        found = lmcache(**two, local_disk_sizes=value)
+        assert (found.directory_bytes, found.nvme_bytes) == ((GIB, int(2.5 * GIB)), int(3.5 * GIB)), value
+    assert lmcache(**two, local_disk_sizes="1,2.5", max_local_disk_size=3.5).nvme_bytes == int(3.5 * GIB)
+    assert lmcache(**two, max_local_disk_size=3).directory_bytes == ()
+    assert engine_directory_bytes(lmcache(**two, local_disk_sizes="1,2"), 2) == (GIB // 2, GIB)
+    assert engine_nvme_bytes(lmcache(**two, local_disk_sizes="1,2"), 2) == 3 * GIB // 2
+    assert "2 sizes, one for each directory" in wrong(**two, local_disk_sizes="1,2,3")
+    assert "4 in all, as max_local_disk_size" in wrong(**two, local_disk_sizes="1,2", max_local_disk_size=4)
+    assert "by_engine" in wrong(**two, local_disk_sizes="1,2", local_disk_path_sharding="by_engine")
+    assert "left out without local_disk" in wrong(local_disk_sizes="1,2")
+    for bad in ("1,", "0,1", "", [], 5, "1,-2", {"a": 1}):
+        assert "for example 100,400" in wrong(**two, local_disk_sizes=bad), bad
+    off = lmcache(local_disk=None, local_disk_sizes="1,2")
+    assert (off.directories, off.directory_bytes, off.nvme_bytes) == ((), (), 0)
 
 
 def test_quotes_left_in_the_environment() -> None:

@@ -33,8 +33,9 @@ def test_message_code_and_errno(cls: type[native.LmcacheNativeError]) -> None:
 
 
 def test_codes_are_distinct() -> None:
-    leaves = [c for c in CLASSES if c is not native.LmcacheNativeError]
+    leaves = [c for c in CLASSES if c not in (native.LmcacheNativeError, native.CudaUnavailable)]
     assert len({c.code for c in leaves}) == len(leaves) == 12
+    assert native.CudaUnavailable.code == native.Unavailable.code
 
 
 def test_io_error_is_an_os_error_with_its_number() -> None:

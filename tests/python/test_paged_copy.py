@@ -265,8 +265,11 @@ def test_cuda_says_why_it_is_unavailable(store: native.Store) -> None:
     if native.cuda_status()["devices"]:
         pytest.skip("a CUDA device is here")
     pages, paged = opaque_pages()
-    with pytest.raises(native.Unavailable):
+    with pytest.raises(native.CudaUnavailable) as raised:
         native.PagedCopier.cuda(store, paged, native.SlotLayout.make(paged, 1), owner=pages)
+    assert isinstance(raised.value, native.Unavailable)
+    assert raised.value.code == "unavailable"
+    assert "CUDA" in str(raised.value) or "cuda" in str(raised.value)
 
 
 def test_a_copier_keeps_its_owner_and_the_arena_alive(make_store: StoreMaker) -> None:

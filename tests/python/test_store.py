@@ -384,6 +384,24 @@ def test_erase_and_clear(store: native.Store, namespace: bytes) -> None:
     assert store.lookup(keys[1:]).hit == 0
 
 
+def test_locate_says_where_records_are(make_store: StoreMaker, nvme_options: dict[str, Any], namespace: bytes) -> None:
+    store = make_store(**nvme_options)
+    publish(store, namespace, [engine_key(0), engine_key(1)], b"payload")
+    store.flush(30)
+    keys = native.KeyDeriver(namespace).derive_all([engine_key(0), engine_key(7), engine_key(1)])
+    places = store.locate(keys)
+    assert [place[:2] for place in places] == [(0, 0), (2, 0)]
+    with (Path(nvme_options["directory"]) / "data.000").open("rb") as file:
+        for position, _path, offset, nbytes, sequence in places:
+            file.seek(offset)
+            image = file.read(nbytes)
+            assert image[:8] == b"MCNSLOT1"
+            assert image[16:48] == keys[position]
+            assert int.from_bytes(image[104:112], "little") == sequence
+            assert image[4096 : 4096 + 7] == b"payload"
+    assert native.Store(host_bytes=16 << 20).locate(keys) == []
+
+
 def test_acquire_waits_for_a_chunk_without_the_gil(store: native.Store, namespace: bytes) -> None:
     """Would hang until its deadline, and then miss, if the waiting thread kept the GIL."""
     key = native.KeyDeriver(namespace).derive(engine_key(0))

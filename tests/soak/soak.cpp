@@ -91,7 +91,7 @@ class Soak {
     options_.directories = {arguments_.directory + "/store"};
     options_.nvme_bytes = kNvmeBytes;
     options_.region_bytes = kRegionBytes;
-    options_.nvme_io_timeout = 300ms;
+    options_.nvme_io_timeout = 5s;  // a busy machine's disk takes long, and must not be taken for a silent one
     options_.promotion_deadline = 2s;
     options_.request_ttl = 500ms;
     options_.fail_when_locked = true;

@@ -71,20 +71,30 @@ class PagedCopier {
   /// not yet submitted to the stream, fail with "cancelled" in the job's message; what was started runs to its end. A job still
   /// ends once, through poll(), and its slots get their words as those of any failed job. ok, when nothing was left to cancel.
   virtual void cancel(std::span<const std::uint64_t> ids) = 0;
-  /// "host" | "cuda-memcpy"
+  /// "host" | "cuda-PATH", or "cuda-PATH+PATH" where stores and loads go by different ones; PATH: "memcpy", "batch", "kernel" or
+  /// "staged".
   virtual std::string name() const = 0;
+  /// For a log, in one line: why these paths (the GB/s of each candidate), what fell back and why, how much of the arena is
+  /// registered with CUDA by now. "" when there is nothing to say.
+  virtual std::string details() const { return ""; }
 };
 
 struct CopierOptions {
   std::uint32_t rank = 0;
   unsigned threads = 1;                          // host copier: copy threads
   std::int64_t non_temporal_bytes = 256 * 1024;  // gathers of runs whose job is at least this large bypass the cache
+  // CUDA: bytes of a slot image, so that the arena is registered in pieces that hold whole slots. 0: not known; a slot that crosses
+  // from one piece into the next is then copied by memcpy.
+  std::uint64_t slot_bytes = 0;
 };
 
 /// Host implementation. `arena_base`/`arena_bytes`: the mapped arena, outlives the copier. The layout's memory too.
 Result<std::unique_ptr<PagedCopier>> make_host_copier(const PagedKvLayout& paged, const SlotLayout& slot, std::byte* arena_base,
                                                       std::uint64_t arena_bytes, const CopierOptions& options);
-/// CUDA implementation on cudaMemcpyAsync and events; kUnavailable when built without CUDA or without a driver/device.
+/// CUDA implementation; kUnavailable when built without CUDA or without a driver/device. How bytes move is measured here (some 50
+/// ms, once for each device, driver and layout; kept in the user's cache folder), unless LMCN_COPY_PATH=memcpy|batch|kernel|staged
+/// says it: another value is kInvalidArgument, a path that is not to be had here an error. The arena is registered with CUDA in the
+/// background, once for all copiers of the process; copies work meanwhile, slower.
 Result<std::unique_ptr<PagedCopier>> make_cuda_copier(const PagedKvLayout& paged, const SlotLayout& slot, std::byte* arena_base,
                                                       std::uint64_t arena_bytes, const CopierOptions& options, int device);
 

@@ -21,6 +21,7 @@
 #include "lmcn/chunk_hasher.hpp"
 #include "lmcn/key.hpp"
 #include "lmcn/metrics.hpp"
+#include "lmcn/record_place.hpp"
 #include "lmcn/status.hpp"
 
 namespace lmcn {
@@ -224,6 +225,9 @@ class TieredStore {
   virtual void job_not_started(std::uint32_t rank, std::span<const SlotRef> slots, bool load) = 0;
 
   virtual void touch(std::span<const ChunkKey> keys) = 0;
+  /// Those of `keys` that are on NVMe, ascending by position, whatever is in host memory too. Counts as a use of each: reclaim then
+  /// keeps it rather than others. Memory only.
+  virtual std::vector<RecordPlace> locate(std::span<const ChunkKey> keys) = 0;
   /// Drops one chunk from every tier. false: absent. A crash before the next checkpoint may bring its NVMe record back.
   virtual bool erase(const ChunkKey& key) = 0;
   /// Drops everything, at once in memory; on NVMe by the keeper thread within milliseconds. Slots under leases or with worker

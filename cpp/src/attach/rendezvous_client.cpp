@@ -14,8 +14,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// A reply that does not come in this time is asked for again: the listener may be left over from an owner that has ended.
-constexpr std::chrono::milliseconds kReplyWait{1000};
+// A reply that does not come in this time is asked for again: the listener may be left over from an owner that has ended. Each
+// time twice as patiently: the owner may live on a machine that is that slow.
+constexpr std::chrono::milliseconds kFirstReplyWait{1000};
 constexpr int kFirstPause_ms = 1;
 constexpr int kMaxPause_ms = 20;
 
@@ -59,8 +60,7 @@ Result<UniqueFd> connect_to(const std::string& path) {
   return socket;
 }
 
-Status await_reply(int socket, Clock::time_point deadline, const std::string& path) {
-  const auto until = std::min(deadline, Clock::now() + kReplyWait);
+Status await_reply(int socket, Clock::time_point until, const std::string& path) {
   pollfd event{socket, POLLIN, 0};
   for (;;) {
     const int ready = ::poll(&event, 1, milliseconds_until(until));
@@ -71,14 +71,14 @@ Status await_reply(int socket, Clock::time_point deadline, const std::string& pa
 }
 
 Result<std::unique_ptr<RendezvousClient>> attach_once(const std::string& path, const wire::Hello& hello,
-                                                      Clock::time_point deadline) {
+                                                      Clock::time_point reply_until) {
   auto socket = connect_to(path);
   if (!socket.ok()) return socket.status();
   wire::Reply reply;
   UniqueFd memfd;
   // A refusal may be there although the hello could not be sent any more.
   const Status sent = wire::send_hello(socket->get(), hello);
-  LMCN_RETURN_IF_ERROR(await_reply(socket->get(), deadline, path));
+  LMCN_RETURN_IF_ERROR(await_reply(socket->get(), reply_until, path));
   const Status received = wire::receive_reply(socket->get(), reply, memfd);
   if (!received.ok()) return received.code() == Code::kUnavailable && !sent.ok() ? sent : received;
   LMCN_RETURN_IF_ERROR(wire::status_of(reply));
@@ -116,8 +116,11 @@ Result<std::unique_ptr<RendezvousClient>> RendezvousClient::attach(const std::st
   hello.pid = static_cast<std::uint32_t>(::getpid());
   const auto until = Clock::now() + deadline;
   Status last;
+  auto reply_wait = kFirstReplyWait;
   for (int pause_ms = kFirstPause_ms;; pause_ms = std::min(2 * pause_ms, kMaxPause_ms)) {
-    auto client = attach_once(*path, hello, until);
+    const auto reply_until = Clock::now() + reply_wait;
+    auto client = attach_once(*path, hello, std::min(until, reply_until));
+    if (Clock::now() >= reply_until) reply_wait *= 2;
     if (client.ok() || !may_pass(client.status())) return client;
     // An owner's refusal says more than that no reply came in what was left of the time.
     if (last.code() != Code::kLocked || client.status().code() == Code::kLocked) last = client.status();

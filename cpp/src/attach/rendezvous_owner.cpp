@@ -27,11 +27,12 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::chrono::milliseconds kHelloDeadline{2000};
 constexpr std::chrono::milliseconds kDirectoryLockDeadline{2000};
 constexpr std::chrono::milliseconds kAcceptPause{100};
 constexpr std::size_t kMaxPending = 128;  // connections that have not said hello yet
 constexpr int kBacklog = 128;
+constexpr int kMaxAcceptsAtOnce = kBacklog;
+constexpr int kNap_ms = 10;
 
 std::string file_name(const std::string& path) {
   return path.substr(path.rfind('/') + 1);
@@ -122,6 +123,12 @@ Status check_arguments(int memfd, const ArenaHandle& handle) {
   return {};
 }
 
+// Kept so that one connection can be accepted, and told why it is refused, when nothing else is free: neither a number of this
+// process nor, with luck, a file of the system.
+ProcessFd spare_descriptor() {
+  return ProcessFd::opened([] { return ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); });
+}
+
 // One worker's connection. It ends with its socket or with its process, whichever comes first: a child that the worker forked may
 // hold the socket for long.
 struct Connection {
@@ -141,6 +148,8 @@ struct Prepared {
   struct stat file{};  // the socket file, so that only our own is ever removed
 };
 
+// Every connection is answered or closed within wire::kHelloDeadline, plus what the machine and gone() take, whatever other peers
+// do and whatever this process runs out of: the thread waits in poll() alone, everything else it calls returns at once.
 class SocketOwner final : public RendezvousOwner {
  public:
   SocketOwner(Prepared prepared, int memfd, const ArenaHandle& handle, RankGone gone)
@@ -156,6 +165,7 @@ class SocketOwner final : public RendezvousOwner {
       remove_file();
       return;
     }
+    stop_.store(true, std::memory_order_release);
     const std::uint64_t one = 1;
     while (::write(prepared_.wake.get(), &one, sizeof one) < 0 && errno == EINTR) {
     }
@@ -187,16 +197,31 @@ class SocketOwner final : public RendezvousOwner {
         events.push_back({connection.socket.get(), POLLIN, 0});
         events.push_back({connection.process.get(), POLLIN, 0});  // a negative descriptor is passed over
       }
-      if (::poll(events.data(), events.size(), timeout_ms()) < 0) continue;  // EINTR, ENOMEM
-      if (events[0].revents != 0) return;
+      if (!wait(events)) continue;
+      if (events[0].revents != 0 || stop_.load(std::memory_order_acquire)) return;
       // Ends first: a worker that was started anew may ask for the rank of the one that has just died.
       for (std::size_t i = 0; i < connections_.size(); ++i) {
         const bool ended = serve(connections_[i], events[2 + 2 * i].revents != 0, events[3 + 2 * i].revents != 0);
         if (ended) connections_[i].socket.reset();
       }
       std::erase_if(connections_, [](const Connection& connection) { return !connection.socket.valid(); });
-      if (events[1].revents != 0) accept_all();
+      if (events[1].revents != 0) accept_some();
     }
+  }
+
+  // false: nothing is known of them.
+  bool wait(std::vector<pollfd>& events) const {
+    const int timeout = timeout_ms();
+    if (::poll(events.data(), events.size(), timeout) >= 0) return true;
+    if (errno == EINTR) return false;
+    // No memory for so many, or RLIMIT_NOFILE, which is poll()'s limit too, was lowered since they were opened.
+    bool any = false;
+    for (pollfd& event : events) {
+      event.revents = 0;
+      any = ::poll(&event, 1, 0) > 0 || any;
+    }
+    if (!any) ::poll(nullptr, 0, timeout < 0 ? kNap_ms : std::min(timeout, kNap_ms));
+    return true;
   }
 
   int timeout_ms() const {
@@ -273,30 +298,42 @@ class SocketOwner final : public RendezvousOwner {
     if (gone_) gone_(connection.rank);
   }
 
-  void accept_all() {
-    for (;;) {
-      ProcessFd socket =
-          ProcessFd::opened([this] { return ::accept4(prepared_.listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK); });
-      if (!socket.valid()) {
-        if (errno == EINTR || errno == ECONNABORTED) continue;
-        // Anything but an empty queue (no free descriptor, no memory) would come back at once, for as long as it lasts.
-        accept_paused_ = errno != EAGAIN;
-        accept_again_ = Clock::now() + kAcceptPause;
-        return;
-      }
-      accept(std::move(socket));
-    }
+  ProcessFd next_connection() const {
+    return ProcessFd::opened(
+        [this] { return ::accept4(prepared_.listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK); });
   }
 
-  void accept(ProcessFd socket) {
+  // Not until the queue is empty: whoever connects fast enough would keep the thread here.
+  void accept_some() {
+    for (int i = 0; i < kMaxAcceptsAtOnce; ++i) {
+      if (!spare_.valid()) spare_ = spare_descriptor();
+      Status shortage;
+      ProcessFd socket = next_connection();
+      int error = socket.valid() ? 0 : errno;
+      if (error == EMFILE || error == ENFILE) {
+        shortage = Status::from_errno(error, "accept by the owner (process " + std::to_string(pid_) + ")", Code::kUnavailable);
+        spare_.reset();
+        socket = next_connection();
+        error = socket.valid() ? 0 : errno;
+      }
+      if (error == 0) accept(std::move(socket), std::move(shortage));
+      if (error == 0 || error == EINTR || error == ECONNABORTED) continue;
+      // Anything but an empty queue would come back at once, for as long as it lasts.
+      accept_paused_ = error != EAGAIN;
+      accept_again_ = Clock::now() + kAcceptPause;
+      break;
+    }
+    if (!spare_.valid()) spare_ = spare_descriptor();
+  }
+
+  void accept(ProcessFd socket, Status status) {
     const auto peer = wire::peer_of(socket.get());
     if (!peer.ok()) return;
-    Status status;
     if (peer->uid != ::geteuid()) {
       status = {Code::kInvalidArgument,
                 "uid " + std::to_string(peer->uid) + " may not attach to the arena of uid " + std::to_string(::geteuid())};
-    } else if (pending() >= kMaxPending) {
-      status = {Code::kResourceExhausted, "too many connections wait to be greeted (" + std::to_string(kMaxPending) + ")"};
+    } else if (status.ok() && pending() >= kMaxPending) {
+      status = {Code::kUnavailable, "too many connections wait to be greeted (" + std::to_string(kMaxPending) + ")"};
     }
     if (!status.ok()) {
       (void)wire::send_reply(socket.get(), wire::refusal(status), -1);
@@ -306,7 +343,7 @@ class SocketOwner final : public RendezvousOwner {
     connection.socket = std::move(socket);
     connection.pid = peer->pid;
     if (peer->pid > 0) connection.process.reset(static_cast<int>(::syscall(SYS_pidfd_open, peer->pid, 0)));
-    connection.hello_deadline = Clock::now() + kHelloDeadline;
+    connection.hello_deadline = Clock::now() + wire::kHelloDeadline;
     connections_.push_back(std::move(connection));
   }
 
@@ -333,8 +370,10 @@ class SocketOwner final : public RendezvousOwner {
   const ArenaHandle handle_;
   const RankGone gone_;
   std::atomic<std::uint32_t> attached_{0};
+  std::atomic<bool> stop_{false};  // `wake` ends the wait for events, unless poll() takes no descriptor at all
   // The thread's own.
   std::vector<Connection> connections_;
+  ProcessFd spare_ = spare_descriptor();
   bool accept_paused_ = false;
   Clock::time_point accept_again_;
   std::thread thread_;

@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -22,6 +23,7 @@ namespace lmcn::wire {
 inline constexpr std::uint64_t kHelloMagic = 0x4C48454E434D4C31ULL;
 inline constexpr std::uint64_t kReplyMagic = 0x5952504E434D4C31ULL;
 inline constexpr std::uint32_t kVersion = 1;
+inline constexpr std::chrono::milliseconds kHelloDeadline{2000};  // of an accepted connection; the owner closes it then
 inline constexpr std::size_t kMaxPathBytes = sizeof(sockaddr_un::sun_path) - 1;
 
 struct Hello {

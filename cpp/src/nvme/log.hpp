@@ -98,6 +98,7 @@ class Log final : public RegionLog {
 
   // --- region_log.cpp
   void read(Extent extent, std::byte* image, const ChunkKey& key, const NamespaceId* ns, ReadDone done) override;
+  std::optional<RecordPlace> place(Extent extent) const override;
   void forget(Extent extent) override;
   Status clear() override;
   Status close(const EntrySource& entries) override;

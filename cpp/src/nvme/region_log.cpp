@@ -263,6 +263,13 @@ Status Log::finish_read(Extent extent, std::uint64_t sequence, const std::byte* 
   return status;
 }
 
+std::optional<RecordPlace> Log::place(Extent extent) const {
+  if (!usable().ok() || extent.region >= region_count_) return std::nullopt;
+  const std::uint64_t sequence = words_[extent.region].sequence.load(std::memory_order_acquire);
+  if (sequence == 0) return std::nullopt;
+  return RecordPlace{0, 0, offset_of(extent.region, extent.page), extent.pages * kPageBytes, sequence};
+}
+
 void Log::forget(Extent extent) {
   if (extent.region >= region_count_) return;
   std::atomic<std::uint64_t>& live = words_[extent.region].live_bytes;

@@ -22,6 +22,7 @@
 
 #include "index/chunk_index.hpp"
 #include "io/io_engine.hpp"
+#include "lmcn/record_place.hpp"
 #include "lmcn/status.hpp"
 #include "nvme/format.hpp"
 
@@ -114,6 +115,10 @@ class RegionLog {
   /// no record can have; kIoError; kUnavailable: quarantined (also by several reads in a row that failed) or closed.
   /// `ns` null: whichever namespace the record has; the key is a hash over it anyway.
   virtual void read(Extent extent, std::byte* image, const ChunkKey& key, const NamespaceId* ns, ReadDone done) = 0;
+
+  /// Where the record is for a reader that has its own descriptor, as of now; none: its region holds none any more, or its path is
+  /// not in use. Takes no lock.
+  virtual std::optional<RecordPlace> place(Extent extent) const = 0;
 
   /// Forget a record (its bytes die with the region); keeps live_record_bytes true. Takes no lock.
   virtual void forget(Extent extent) = 0;

@@ -88,6 +88,14 @@ class StripedLog final : public RegionLog {
                 "read: path " + std::to_string(i) + " is not in use"));
   }
 
+  std::optional<RecordPlace> place(Extent extent) const override {
+    const std::uint32_t i = path_of(extent);
+    if (i >= paths_.size() || !paths_[i].log) return std::nullopt;
+    std::optional<RecordPlace> found = paths_[i].log->place(without_path(extent));
+    if (found) found->path = i;
+    return found;
+  }
+
   void forget(Extent extent) override {
     const std::uint32_t i = path_of(extent);
     if (i < paths_.size() && paths_[i].log) paths_[i].log->forget(without_path(extent));

@@ -18,8 +18,8 @@ void StoreCore::start_check(SlotId id, bool take) {
   } else {
     ++record.checks_wanted;
   }
-  Promotion check;
-  check.kind = take ? Promotion::Kind::kTakeChecksum : Promotion::Kind::kCompareChecksum;
+  PromoterJob check;
+  check.kind = take ? PromoterJob::Kind::kTakeChecksum : PromoterJob::Kind::kCompareChecksum;
   check.slot = id;
   check.offset = record.slot.offset;
   // Not from the header's word alone: workers can write it, and a flipped bit there is what is looked for.
@@ -27,13 +27,13 @@ void StoreCore::start_check(SlotId id, bool take) {
   promote_queue.push_back(check);
 }
 
-void StoreCore::run_check(const Promotion& check) {
+void StoreCore::run_check(const PromoterJob& check) {
   LMCN_SEQ_POINT("store.before_check");
   const std::uint64_t found = checksum64(arena->base() + check.offset + kPageBytes, check.payload_bytes);
   {
     std::lock_guard lock(mu);
     SlotRecord& record = slots[check.slot];
-    if (check.kind == Promotion::Kind::kTakeChecksum) {
+    if (check.kind == PromoterJob::Kind::kTakeChecksum) {
       --checksums_in_flight;
       record.checksum = found;
       record.has_checksum = true;
@@ -51,7 +51,7 @@ void StoreCore::run_check(const Promotion& check) {
     changed();
   }
   promoted_cv.notify_all();
-  if (check.kind == Promotion::Kind::kTakeChecksum) keeper_cv.notify_one();  // flush() waits for it, too
+  if (check.kind == PromoterJob::Kind::kTakeChecksum) keeper_cv.notify_one();  // flush() waits for it, too
 }
 
 }  // namespace lmcn

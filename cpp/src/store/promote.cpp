@@ -18,7 +18,7 @@ SlotId StoreCore::start_promotion(EntryId id, const std::optional<NamespaceId>& 
   Entry& entry = index.entry(id);
   entry.host = HostState::kPromoting;
   entry.host_slot = slot;
-  promote_queue.push_back({Promotion::Kind::kRead, slot, record.slot.offset, record.slot.generation, 0, extent, entry.key, ns});
+  promote_queue.push_back({PromoterJob::Kind::kRead, slot, record.slot.offset, record.slot.generation, 0, extent, entry.key, ns});
   ++promotions_in_flight;
   changed();
   return slot;
@@ -45,23 +45,23 @@ void StoreCore::promoter_loop(std::stop_token stop) {
       if (promote_queue.empty() && !stop.stop_requested()) continue;
     }
     if (promote_queue.empty()) return;  // what is queued is still read: its requests wait for it
-    const Promotion promotion = promote_queue.front();
+    const PromoterJob job = promote_queue.front();
     promote_queue.pop_front();
-    const bool wanted = slots[promotion.slot].entry != kNoEntry;
+    const bool wanted = slots[job.slot].entry != kNoEntry;
     lock.unlock();
-    if (promotion.kind != Promotion::Kind::kRead) {
-      run_check(promotion);
+    if (job.kind != PromoterJob::Kind::kRead) {
+      run_check(job);
     } else if (wanted) {
-      log->read(promotion.extent, arena->base() + promotion.offset, promotion.key, promotion.ns ? &*promotion.ns : nullptr,
-                [this, promotion](const Status& status) { finish_promotion(promotion, status); });
+      log->read(job.extent, arena->base() + job.offset, job.key, job.ns ? &*job.ns : nullptr,
+                [this, job](const Status& status) { finish_promotion(job, status); });
     } else {
-      finish_promotion(promotion, Status(Code::kAborted, "cleared"));
+      finish_promotion(job, Status(Code::kAborted, "cleared"));
     }
     lock.lock();
   }
 }
 
-void StoreCore::finish_promotion(const Promotion& promotion, const Status& status) {
+void StoreCore::finish_promotion(const PromoterJob& promotion, const Status& status) {
   if (status.ok()) adopt_slot(arena->base() + promotion.offset, promotion.generation, options.rank_count);
   {
     std::lock_guard lock(mu);

@@ -301,7 +301,7 @@ Result<ReadLease> RequestImpl::acquire(std::span<const ChunkKey> keys, bool for_
     SlotRecord& record = core_.slots[entry.host_slot];
     ++record.pins;
     if (for_worker) ++record.loads_issued;
-    if (entry.hits != 0xFFFF) ++entry.hits;
+    StoreCore::count_hit(entry);
     writes_behind |= core_.offer_to_nvme(id, true);
     core_.policy->access(id);
     lease.slots_.push_back({record.slot.offset, record.slot.generation});

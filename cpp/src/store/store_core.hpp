@@ -85,6 +85,7 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   Result<ReadLease> acquire(const NamespaceId& ns, std::span<const ChunkKey> keys, std::chrono::milliseconds deadline) override;
   void job_not_started(std::uint32_t rank, std::span<const SlotRef> refs, bool load) override;
   void touch(std::span<const ChunkKey> keys) override;
+  std::vector<RecordPlace> locate(std::span<const ChunkKey> keys) override;
   bool erase(const ChunkKey& key) override;
   void clear() override;
   std::uint32_t end_write(WriteLease& lease, bool publish);
@@ -104,7 +105,8 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   void changed() { version.fetch_add(1, std::memory_order_release); }
 
   // --- promote.cpp
-  struct Promotion {
+  /// What the promoter's thread does: a read from NVMe, or a checksum over what lies in host memory (check.cpp).
+  struct PromoterJob {
     enum class Kind : std::uint8_t { kRead, kTakeChecksum, kCompareChecksum };
     Kind kind = Kind::kRead;
     SlotId slot = kNoSlot;
@@ -118,11 +120,11 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   /// mu held. Slot allocated, entry kPromoting, queued; kNoSlot when nothing can be evicted.
   SlotId start_promotion(EntryId id, const std::optional<NamespaceId>& ns);
   void promoter_loop(std::stop_token stop);
-  void finish_promotion(const Promotion& promotion, const Status& status);
+  void finish_promotion(const PromoterJob& promotion, const Status& status);
 
   // --- check.cpp
   void start_check(SlotId id, bool take);  // mu held
-  void run_check(const Promotion& check);
+  void run_check(const PromoterJob& check);
 
   // --- reclaim.cpp
   bool evacuated(std::uint32_t region, std::span<const std::uint32_t> cookies) override;
@@ -131,6 +133,9 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   void end_evacuation(std::uint32_t region);
   void forget_lost_paths(std::unique_lock<std::mutex>& lock);
   bool on_nvme(const Entry& entry) const noexcept;  // REQUIRES: log
+  static void count_hit(Entry& entry) noexcept {
+    if (entry.hits != 0xFFFF) ++entry.hits;
+  }  // mu held
 
   // --- keeper.cpp
   struct DirtyItem {
@@ -195,7 +200,7 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   std::vector<RequestImpl*> requests;
   std::uint64_t request_pinned_bytes = 0;
 
-  std::deque<Promotion> promote_queue;
+  std::deque<PromoterJob> promote_queue;
   std::uint64_t promotions_in_flight = 0;
   std::uint64_t checks_in_flight = 0;     // each pins its slot
   std::uint64_t checksums_in_flight = 0;  // of those, what was published and is offered to NVMe afterwards

@@ -131,6 +131,22 @@ void StoreCore::touch(std::span<const ChunkKey> keys) {
   }
 }
 
+std::vector<RecordPlace> StoreCore::locate(std::span<const ChunkKey> keys) {
+  std::vector<RecordPlace> places;
+  if (inherited()) return places;
+  std::lock_guard lock(mu);
+  for (std::uint32_t i = 0; log && i < keys.size(); ++i) {
+    const EntryId id = index.find(keys[i]);
+    if (id == kNoEntry || !on_nvme(index.entry(id))) continue;
+    std::optional<RecordPlace> place = log->place(index.entry(id).extent);
+    if (!place) continue;
+    place->position = i;
+    places.push_back(*place);
+    count_hit(index.entry(id));
+  }
+  return places;
+}
+
 bool StoreCore::erase(const ChunkKey& key) {
   if (inherited()) return false;
   std::lock_guard lock(mu);

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from lmcache_native import __version__
-from lmcache_native.cli import clear, config, inspect, verify
+from lmcache_native.cli import clear, config, doctor, inspect, verify
 
 _DESCRIPTION = "KV-cache offload for LLM serving engines: GPU, pinned host memory and NVMe behind one native store."
 
@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"lmcache-native {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     config.add_to(commands)
+    doctor.add_to(commands)
     inspect.add_to(commands)
     verify.add_to(commands)
     clear.add_to(commands)

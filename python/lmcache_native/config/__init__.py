@@ -16,6 +16,7 @@ from lmcache_native.config.machine import (
     check_machine,
     engine_daily_bytes,
     engine_directories,
+    engine_directory_bytes,
     engine_nvme_bytes,
     memory_limit_bytes,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "check_machine",
     "engine_daily_bytes",
     "engine_directories",
+    "engine_directory_bytes",
     "engine_nvme_bytes",
     "explain",
     "memory_limit_bytes",

@@ -46,6 +46,8 @@ def _shares(config: NativeConfig) -> list[int]:
     places = len(config.directories)
     if places == 0:
         return []
+    if config.directory_bytes:
+        return list(config.directory_bytes)
     if config.striped:
         return [config.nvme_bytes // places] * places
     engines = config.data_parallel_engines or places
@@ -120,7 +122,12 @@ def engine_directories(config: NativeConfig, engine_index: int) -> tuple[Path, .
 
 def engine_nvme_bytes(config: NativeConfig, engines: int) -> int:
     """One engine's share of the limit of all."""
-    return config.nvme_bytes // engines
+    return sum(engine_directory_bytes(config, engines)) or config.nvme_bytes // engines
+
+
+def engine_directory_bytes(config: NativeConfig, engines: int) -> tuple[int, ...]:
+    """One engine's limit in each of its directories, engine_nvme_bytes() in all; (): even shares of that."""
+    return tuple(size // engines for size in config.directory_bytes)
 
 
 def engine_daily_bytes(config: NativeConfig, engines: int) -> int:

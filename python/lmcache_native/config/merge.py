@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lmcache_native.config import machine
@@ -242,8 +243,16 @@ class _Merging:
     def _nvme(self) -> None:
         directories = self.config.get("directories")
         limit = self.config.get("nvme_bytes")
-        if {"local_disk", "max_local_disk_size"} & self.failed:
+        if {"local_disk", "max_local_disk_size", "local_disk_sizes"} & self.failed:
             return
+        if self.config.get("directory_bytes"):
+            if directories:
+                limit = self._sizes_of_directories(directories, limit)
+            elif "local_disk" in self.found.nulls:
+                del self.config["directory_bytes"]
+                self.accepted.append(self.items["local_disk_sizes"].given.name)
+            else:
+                self._error(self.items["local_disk_sizes"].given.must_be("left out without local_disk"))
         if directories and limit is None:
             given = self.items["local_disk"].given
             self._error(
@@ -270,6 +279,22 @@ class _Merging:
                 )
             )
 
+    def _sizes_of_directories(self, directories: tuple[Path, ...], limit: int | None) -> int:
+        """local_disk_sizes against the other keys; what they are in all."""
+        sizes = self.config["directory_bytes"]
+        given = self.items["local_disk_sizes"].given
+        if len(sizes) != len(directories):
+            self._error(given.must_be(f"{len(directories)} sizes, one for each directory of local_disk"))
+        elif self.config.get("striped") is False:
+            self._error(given.must_be("left out with local_disk_path_sharding=by_engine: each engine uses one directory there"))
+        elif limit and limit != sum(sizes):
+            total = self.items["max_local_disk_size"].given
+            self._error(given.must_be(f"{limit / GIB:g} in all, as {total.name} ({total.source}) says, or that left out"))
+        else:
+            self.config["nvme_bytes"] = sum(sizes)
+            self.derived["nvme_bytes"] = "local_disk_sizes"
+        return sum(sizes)
+
     def _locations(self) -> None:
         store = self.values.get("store_location")
         if store is None or {"store_location", "local_disk"} & self.failed:
@@ -284,31 +309,25 @@ class _Merging:
             self.failed.add("store_location")
 
     def _gds(self) -> None:
-        """A way to read local_disk that vLLM's loads do not take yet: on is refused, what merely allows it is told by name."""
-        asked = self.values.get("use_gds")
         path = self.values.get("gds_path")
         if path is not None and "local_disk" not in self.failed:
-            parts = [row for row in self.items if "gds_path" in self.items[row].key.needs]
             if path != self.config.get("directories"):
                 what = "what local_disk is, or left out: there is one store, use local_disk and max_local_disk_size"
                 self._refuse_row("gds_path", what)
             else:
-                for row in parts:
+                for row in [row for row in self.items if "gds_path" in self.items[row].key.needs]:
                     if not asks_for_nothing(self.items[row].given.value, self.items[row].key.default):
                         self._refuse_row(row, _left_out(self.items[row].key))
-        if asked == "on":
-            self._refuse_row("use_gds", "auto or off: vLLM's loads go through host memory yet (docs/gds.md)")
+        if self.values.get("use_gds") == "on":
+            if self.profile is Profile.OFFLOADING:
+                self._refuse_row("use_gds", f"auto or off: only {CONNECTORS[Profile.LMCACHE]} honours it")
+            elif not self.config.get("directories") and not {"local_disk", "max_local_disk_size", "local_disk_sizes"} & self.failed:
+                self._error(self.items["use_gds"].given.must_be("auto or off without local_disk"))
+            elif self.config.get("layerwise"):
+                self._refuse_row("use_gds", "auto or off with use_layerwise: records are read whole")
         if {"gds_path", "use_gds"} & self.failed:
             self.config.pop("gds_buffer_bytes", None)
             self.config.pop("use_gds", None)
-            return
-        said = [row for row in ("use_gds", "gds_path", "gds_buffer_size") if row in self.values]
-        by_name = "use_gds" in self.values and str(self.items["use_gds"].given.value).strip().lower() == "auto"
-        if asked != "off" and (by_name or said not in ([], ["use_gds"])):
-            names = ", ".join(f"{self.items[row].given.name}={self.items[row].given.value!r}" for row in said)
-            self.found.warnings.append(
-                f"{names}: vLLM's loads go through host memory; GPUDirect Storage is not used yet (docs/gds.md)"
-            )
 
     def _refuse_row(self, row: str, right: str) -> None:
         parts = self._parts_of(row)
@@ -446,5 +465,5 @@ def _shown(value: object, unit: str) -> str:
     if isinstance(value, (int, float)):
         return f"{_SCALES[unit](value) if unit in _SCALES else value:.10g}"
     if isinstance(value, (list, tuple)):
-        return ",".join(str(part) for part in value) or "none"
+        return ",".join(_shown(part, unit) for part in value) or "none"
     return str(value)

@@ -27,6 +27,7 @@ from lmcache_native.config.values import (
     seconds_or_zero,
     size,
     size_or_zero,
+    sizes,
     striped,
     text,
     use_gds,
@@ -90,6 +91,12 @@ NVME = (
         "Hard limit on NVMe, required with local_disk. The total of all engines of the node and of all directories, shared evenly; "
         "LMCache counts per rank.",
         size_or_zero, "nvme_bytes", "GiB", shown_default="required with local_disk",
+    ),
+    Key(
+        "local_disk_sizes", _D, Theme.NVME, "list of numbers, GiB", None,
+        "Hard limit of each directory, in the order of local_disk, for drives of different sizes. max_local_disk_size is their sum "
+        "then, and may be left out.",
+        sizes, "directory_bytes", "GiB", shown_default="even shares of max_local_disk_size",
     ),
     Key(
         "local_disk_path_sharding", _D, Theme.NVME, "by_gpu or by_engine", "by_gpu",
@@ -168,9 +175,9 @@ NVME = (
 GDS = (
     Key(
         "use_gds", _D, Theme.GDS, "auto, on, off, or flag", True,
-        "Whether loads read NVMe by GPUDirect Storage (docs/gds.md). vLLM's loads go through host memory yet, so on is refused and "
-        "auto, or LMCache's true, is off; a line in the log says so where it was asked for. on must be in quotes in YAML, where it "
-        "means true.",
+        "Whether workers read NVMe by GPUDirect Storage, past host memory (docs/gds.md). auto, or LMCache's true: where a probe at "
+        "start finds it real and faster. on: an error at start where it is not real. Of LMCacheNativeConnector, not with "
+        "use_layerwise. on must be in quotes in YAML, where it means true.",
         use_gds, "use_gds", shown_default="auto",
     ),
     Key(

@@ -51,6 +51,7 @@ class NativeConfig:
     directories: tuple[Path, ...] = ()
     striped: bool = True  # each engine uses all `directories`; else they take them in turn
     nvme_bytes: int = 0  # of all engines below all `directories` together
+    directory_bytes: tuple[int, ...] = ()  # of all engines below each of `directories`, nvme_bytes in all; (): even shares
     chunk_tokens: int | None = None  # None: the engine's block
     cache_policy: str = "LRU"
     io_engine: str = "auto"
@@ -87,7 +88,7 @@ class NativeConfig:
     hugetlb: bool = False
     python_gc: bool = True
     instance_id: str | None = None
-    use_gds: str = "auto"  # never "on": vLLM's loads do not go through it yet
+    use_gds: str = "auto"  # whether workers read NVMe by GPUDirect Storage: auto (where it is faster), on, off
     gds_buffer_bytes: int = 256 << 20  # device memory that records are read into
 
     @property
@@ -167,6 +168,17 @@ def size(given: Given) -> int:
 def size_or_zero(given: Given) -> int:
     """GiB -> bytes; the caller gives 0 its meaning."""
     return _gib(given, SIZE_WORDS, 0)
+
+
+def sizes(given: Given) -> tuple[int, ...]:
+    """A list of GiB, or text with commas -> bytes."""
+    right = "a number of GiB greater than 0 for each directory of local_disk, for example 100,400"
+    value = given.value
+    if isinstance(value, str):
+        value = _literal(value) if value.strip().startswith("[") else value.split(",")
+    if not isinstance(value, (list, tuple)) or not value:
+        raise given.wrong(right)
+    return tuple(_gib(Given(given.name, word, given.source), right, 1) for word in value)
 
 
 def reserve(given: Given) -> int:

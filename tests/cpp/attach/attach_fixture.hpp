@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "attach/rendezvous.hpp"
+#include "attach/rendezvous_wire.hpp"
 #include "child_process.hpp"
 #include "lmcn/attach.hpp"
 
@@ -63,6 +64,14 @@ class ScratchDirectory {
  private:
   std::string path_;
 };
+
+/// A worker that speaks for itself. Blocks while the owner's queue is full.
+inline UniqueFd connect_raw(const std::string& path) {
+  UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  const wire::Address address = wire::address_of(path);
+  EXPECT_EQ(::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address.sun), address.length), 0);
+  return socket;
+}
 
 class AttachTest : public ::testing::Test {
  protected:

@@ -30,13 +30,6 @@ bool waits_until(const std::function<bool()>& condition) {
   return true;
 }
 
-UniqueFd connect_raw(const std::string& path) {
-  UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  const wire::Address address = wire::address_of(path);
-  EXPECT_EQ(::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address.sun), address.length), 0);
-  return socket;
-}
-
 // What the owner answers to a hello; blocks.
 Status answer_to(const std::string& path, const void* hello, std::size_t bytes) {
   const UniqueFd socket = connect_raw(path);

@@ -16,14 +16,10 @@ TEST_P(CopierCases, MoveEveryByteAndNoOther) {
     backend->release_all();
     ++ran;
   }
-  EXPECT_GE(ran, 12);
+  EXPECT_GE(ran, 7);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, CopierCases,
-                         testing::Values(Order::kPlanesApart, Order::kPlanesOuter, Order::kBlocksOuter, Order::kHeadsOuter,
-                                         Order::kTransposedKeys, Order::kLayersInBlock, Order::kPadded, Order::kOpaque,
-                                         Order::kOpaqueInBlock),
-                         [](const auto& tested) { return order_name(tested.param); });
+INSTANTIATE_TEST_SUITE_P(All, CopierCases, testing::ValuesIn(kOrders), [](const auto& tested) { return order_name(tested.param); });
 
 }  // namespace
 }  // namespace lmcn::copier_suite

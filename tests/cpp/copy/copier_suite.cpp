@@ -1,9 +1,11 @@
 #include "copier_suite.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
+#include <string_view>
 #include <utility>
 
 #include "memory/slot_image.hpp"
@@ -43,6 +45,18 @@ const char* order_name(Order order) {
       return "LayersInBlock";
     case Order::kPadded:
       return "Padded";
+    case Order::kLBNHC:
+      return "LBNHC";
+    case Order::kLBHNC:
+      return "LBHNC";
+    case Order::kLHBNC:
+      return "LHBNC";
+    case Order::kBLHNC:
+      return "BLHNC";
+    case Order::kBLNHC:
+      return "BLNHC";
+    case Order::kBHLNC:
+      return "BHLNC";
     case Order::kOpaque:
       return "Opaque";
     case Order::kOpaqueInBlock:
@@ -55,7 +69,7 @@ std::string Case::name() const {
   return std::string(order_name(order)) + "_L" + std::to_string(layers) + "_P" + std::to_string(planes) + "_B" +
          std::to_string(block_tokens) + "_H" + std::to_string(heads) + "_D" + std::to_string(head_dim) + "_E" +
          std::to_string(element_bytes) + "_C" + std::to_string(chunk_tokens) + "_T" + std::to_string(options.threads) +
-         (options.non_temporal_bytes == 0 ? "_stream" : "");
+         (misalignment == 0 ? "" : "_M" + std::to_string(misalignment)) + (options.non_temporal_bytes == 0 ? "_stream" : "");
 }
 
 std::vector<Case> all_cases() {
@@ -88,6 +102,44 @@ std::vector<Case> all_cases() {
            .chunk_tokens = 131});
     }
   }
+  for (const Order order : {Order::kLBNHC, Order::kLBHNC, Order::kLHBNC, Order::kBLHNC, Order::kBLNHC, Order::kBHLNC}) {
+    for (const std::int64_t element_bytes : {1, 2, 4}) {
+      add({.order = order, .layers = 3, .block_tokens = 16, .element_bytes = element_bytes, .chunk_tokens = 21});
+    }
+    add({.order = order, .layers = 3, .block_tokens = 1, .head_dim = 16, .chunk_tokens = 7});
+    add({.order = order, .layers = 1, .block_tokens = 64, .heads = 1, .head_dim = 8, .element_bytes = 1, .chunk_tokens = 70});
+    add({.order = order, .block_tokens = 5, .heads = 3, .head_dim = 7, .element_bytes = 4, .chunk_tokens = 9, .misalignment = 4});
+    add({.order = order, .block_tokens = 4, .heads = 1, .head_dim = 16, .chunk_tokens = 10, .misalignment = 2});
+  }
+  // SGLang's token slots; the largest pages; MLA's 576 elements, block outermost too; bases that no wide load may be used on.
+  add({.order = Order::kPlanesApart, .block_tokens = 1, .heads = 3, .head_dim = 64, .chunk_tokens = 70});
+  add({.order = Order::kPlanesApart, .layers = 1, .block_tokens = 256, .heads = 1, .head_dim = 4, .chunk_tokens = 261});
+  for (const Order order : {Order::kBlocksOuter, Order::kLayersInBlock}) {
+    add({.order = order, .planes = 1, .block_tokens = 4, .heads = 1, .head_dim = 576, .chunk_tokens = 10});
+  }
+  for (const Order order : {Order::kPlanesApart, Order::kPlanesOuter, Order::kBlocksOuter, Order::kHeadsOuter,
+                            Order::kTransposedKeys, Order::kLayersInBlock, Order::kPadded}) {
+    for (const std::int64_t misalignment : {1, 8}) {
+      add({.order = order,
+           .layers = 1,
+           .block_tokens = 4,
+           .head_dim = 16,
+           .element_bytes = std::min<std::int64_t>(misalignment, 4),
+           .chunk_tokens = 10,
+           .misalignment = misalignment});
+    }
+  }
+  for (const Order order : {Order::kOpaque, Order::kOpaqueInBlock}) {
+    add({.order = order,
+         .layers = 3,
+         .planes = 1,
+         .block_tokens = 1,
+         .heads = 1,
+         .head_dim = 1040,
+         .element_bytes = 1,
+         .chunk_tokens = 3,
+         .misalignment = 3});
+  }
   for (const Order order : {Order::kOpaque, Order::kOpaqueInBlock}) {
     for (const std::int64_t page_bytes : {1, 48, 4096, 8209}) {
       for (const std::int64_t blocks : {1, 3, 8}) {
@@ -116,13 +168,7 @@ std::vector<Case> all_cases() {
     }
   }
   // Large enough for the host copier to share an item among threads.
-  add({.order = Order::kBlocksOuter,
-
-       .block_tokens = 16,
-       .heads = 8,
-       .head_dim = 64,
-       .element_bytes = 2,
-       .chunk_tokens = 256});
+  add({.order = Order::kBlocksOuter, .block_tokens = 16, .heads = 8, .head_dim = 64, .element_bytes = 2, .chunk_tokens = 256});
   cases.back().options.threads = 3;
   return cases;
 }
@@ -145,11 +191,64 @@ PagedModel::Place& PagedModel::place(std::int64_t layer, std::int64_t plane, std
   return places_.at(static_cast<std::size_t>(i));
 }
 
+namespace {
+
+// The axes of orders that are a plain nesting, outermost first: layer, block, plane, token, head, dim. "": another kind.
+const char* axes_of(Order order) {
+  switch (order) {
+    case Order::kPlanesApart:
+    case Order::kPlanesOuter:
+      return "lpbthd";
+    case Order::kBlocksOuter:
+    case Order::kOpaque:
+      return "lbpthd";
+    case Order::kHeadsOuter:
+      return "lbphtd";
+    case Order::kLayersInBlock:
+    case Order::kOpaqueInBlock:
+      return "blpthd";
+    case Order::kLBNHC:
+      return "lbthpd";
+    case Order::kLBHNC:
+      return "lbhtpd";
+    case Order::kLHBNC:
+      return "lhbtpd";
+    case Order::kBLHNC:
+      return "blhtpd";
+    case Order::kBLNHC:
+      return "blthpd";
+    case Order::kBHLNC:
+      return "bhltpd";
+    case Order::kTransposedKeys:
+    case Order::kPadded:
+      return "";
+  }
+  return "";
+}
+
+// How many of the leading axes are allocations of their own.
+std::size_t axes_apart(Order order) {
+  switch (order) {
+    case Order::kPlanesApart:
+      return 2;
+    case Order::kPlanesOuter:
+    case Order::kBlocksOuter:
+    case Order::kHeadsOuter:
+    case Order::kOpaque:
+      return 1;
+    default:
+      return 0;
+  }
+}
+
+}  // namespace
+
 // Walks each allocation from its first byte to its last, in the order its layout is defined by.
 void PagedModel::walk() {
   const Case& c = case_;
   places_.resize(static_cast<std::size_t>(c.layers * c.planes * num_blocks_ * c.block_tokens * c.heads * c.head_dim));
-  std::size_t allocation = 0, cursor = 0;
+  std::size_t allocation = 0;
+  auto cursor = static_cast<std::size_t>(c.misalignment);
   const auto element = [&](std::int64_t l, std::int64_t p, std::int64_t b, std::int64_t t, std::int64_t h, std::int64_t d) {
     place(l, p, b, t, h, d) = {allocation, cursor};
     cursor += static_cast<std::size_t>(c.element_bytes);
@@ -157,63 +256,39 @@ void PagedModel::walk() {
   const auto end_allocation = [&] {
     mirror_.emplace_back(cursor);
     ++allocation;
-    cursor = 0;
+    cursor = static_cast<std::size_t>(c.misalignment);
   };
-  const auto tokens = [&](std::int64_t l, std::int64_t p, std::int64_t b) {
-    for (std::int64_t t = 0; t < c.block_tokens; ++t)
-      for (std::int64_t h = 0; h < c.heads; ++h)
-        for (std::int64_t d = 0; d < c.head_dim; ++d) element(l, p, b, t, h, d);
-  };
-  if (c.order == Order::kLayersInBlock || c.order == Order::kOpaqueInBlock) {
-    for (std::int64_t b = 0; b < num_blocks_; ++b)
-      for (std::int64_t l = 0; l < c.layers; ++l)
-        for (std::int64_t p = 0; p < c.planes; ++p) tokens(l, p, b);
-    end_allocation();
+  if (const std::string axes = axes_of(c.order); !axes.empty()) {
+    constexpr std::string_view kAxes = "lpbthd";
+    const std::array<std::int64_t, 6> counts{c.layers, c.planes, num_blocks_, c.block_tokens, c.heads, c.head_dim};
+    std::array<std::int64_t, 6> at{};
+    const auto nest = [&](const auto& self, std::size_t depth) -> void {
+      if (depth == axes.size()) return element(at[0], at[1], at[2], at[3], at[4], at[5]);
+      const std::size_t axis = kAxes.find(axes[depth]);
+      for (at[axis] = 0; at[axis] < counts[axis]; ++at[axis]) self(self, depth + 1);
+      if (depth == axes_apart(c.order)) end_allocation();
+    };
+    nest(nest, 0);
     return;
   }
-  for (std::int64_t l = 0; l < c.layers; ++l) {
-    switch (c.order) {
-      case Order::kPlanesApart:
-      case Order::kPlanesOuter:
-        for (std::int64_t p = 0; p < c.planes; ++p) {
-          for (std::int64_t b = 0; b < num_blocks_; ++b) tokens(l, p, b);
-          if (c.order == Order::kPlanesApart) end_allocation();
+  for (std::int64_t l = 0; l < c.layers; ++l, end_allocation()) {
+    for (std::int64_t b = 0; b < num_blocks_; ++b) {
+      if (c.order == Order::kTransposedKeys) {
+        for (std::int64_t h = 0; h < c.heads; ++h) {
+          for (std::int64_t d = 0; d < c.head_dim; ++d)
+            for (std::int64_t t = 0; t < c.block_tokens; ++t) element(l, 0, b, t, h, d);
+          if (c.planes == 2)
+            for (std::int64_t t = 0; t < c.block_tokens; ++t)
+              for (std::int64_t d = 0; d < c.head_dim; ++d) element(l, 1, b, t, h, d);
         }
-        break;
-      case Order::kBlocksOuter:
-      case Order::kOpaque:
-        for (std::int64_t b = 0; b < num_blocks_; ++b)
-          for (std::int64_t p = 0; p < c.planes; ++p) tokens(l, p, b);
-        break;
-      case Order::kHeadsOuter:
-        for (std::int64_t b = 0; b < num_blocks_; ++b)
-          for (std::int64_t p = 0; p < c.planes; ++p)
-            for (std::int64_t h = 0; h < c.heads; ++h)
-              for (std::int64_t t = 0; t < c.block_tokens; ++t)
-                for (std::int64_t d = 0; d < c.head_dim; ++d) element(l, p, b, t, h, d);
-        break;
-      case Order::kTransposedKeys:
-        for (std::int64_t b = 0; b < num_blocks_; ++b)
-          for (std::int64_t h = 0; h < c.heads; ++h) {
-            for (std::int64_t d = 0; d < c.head_dim; ++d)
-              for (std::int64_t t = 0; t < c.block_tokens; ++t) element(l, 0, b, t, h, d);
-            if (c.planes == 2)
-              for (std::int64_t t = 0; t < c.block_tokens; ++t)
-                for (std::int64_t d = 0; d < c.head_dim; ++d) element(l, 1, b, t, h, d);
-          }
-        break;
-      case Order::kPadded:
-        for (std::int64_t b = 0; b < num_blocks_; ++b, cursor += 24)
-          for (std::int64_t p = 0; p < c.planes; ++p)
-            for (std::int64_t t = 0; t < c.block_tokens; ++t, cursor += 8)
-              for (std::int64_t h = 0; h < c.heads; ++h, cursor += 16)
-                for (std::int64_t d = 0; d < c.head_dim; ++d) element(l, p, b, t, h, d);
-        break;
-      case Order::kLayersInBlock:
-      case Order::kOpaqueInBlock:
-        break;
+      } else {  // kPadded
+        for (std::int64_t p = 0; p < c.planes; ++p)
+          for (std::int64_t t = 0; t < c.block_tokens; ++t, cursor += 8)
+            for (std::int64_t h = 0; h < c.heads; ++h, cursor += 16)
+              for (std::int64_t d = 0; d < c.head_dim; ++d) element(l, p, b, t, h, d);
+        cursor += 24;
+      }
     }
-    if (c.order != Order::kPlanesApart) end_allocation();
   }
 }
 
@@ -310,7 +385,7 @@ ArenaModel::ArenaModel(Backend& backend, const Case& c, const SlotLayout& slot, 
 }
 
 ArenaModel::~ArenaModel() {
-  std::free(base_);
+  backend_.release_arena(base_);
 }
 
 void ArenaModel::expect_unchanged() {

@@ -36,22 +36,34 @@ std::unique_ptr<Backend> make_backend();
 
 /// Order of memory, outermost first.
 enum class Order {
-  kPlanesApart,     // K and V of a layer in allocations of their own: [block][token][head][dim]
-  kPlanesOuter,     // [plane][block][token][head][dim]
-  kBlocksOuter,     // [block][plane][token][head][dim]
-  kHeadsOuter,      // [block][plane][head][token][dim]
-  kTransposedKeys,  // [block][head]{ K [dim][token], V [token][dim] }
+  kPlanesApart,     // K and V of a layer in allocations of their own: [block][token][head][dim]; SGLang, with its page size
+  kPlanesOuter,     // [plane][block][token][head][dim]; FlashAttention NHD before vLLM packed K and V
+  kBlocksOuter,     // [block][plane][token][head][dim]; FlashInfer NHD
+  kHeadsOuter,      // [block][plane][head][token][dim]; FlashInfer HND
+  kTransposedKeys,  // [block][head]{ K [dim][token], V [token][dim] }; vLLM's CPU kernels
   kLayersInBlock,   // [block][layer][plane][token][head][dim], all layers in one allocation
   kPadded,          // [block][plane][token][head][dim] with gaps after rows, tokens and blocks
-  kOpaque,          // [block][page]
-  kOpaqueInBlock,   // [block][layer][page]
+  // vLLM's KVCacheLayout, all layers in one allocation: N is the token, C one head's K and then its V.
+  kLBNHC,          // NHD
+  kLBHNC,          // HND
+  kLHBNC,          // a head's blocks side by side
+  kBLHNC,          // block outermost, HND
+  kBLNHC,          // block outermost, NHD
+  kBHLNC,          // block outermost, then heads
+  kOpaque,         // [block][page]
+  kOpaqueInBlock,  // [block][layer][page]
 };
+constexpr Order kOrders[] = {Order::kPlanesApart,    Order::kPlanesOuter,   Order::kBlocksOuter,  Order::kHeadsOuter,
+                             Order::kTransposedKeys, Order::kLayersInBlock, Order::kPadded,       Order::kLBNHC,
+                             Order::kLBHNC,          Order::kLHBNC,         Order::kBLHNC,        Order::kBLNHC,
+                             Order::kBHLNC,          Order::kOpaque,        Order::kOpaqueInBlock};
 const char* order_name(Order order);
 
 struct Case {
   Order order = Order::kBlocksOuter;
   std::int64_t layers = 2, planes = 2, block_tokens = 16, heads = 2, head_dim = 8, element_bytes = 2;
   std::int64_t chunk_tokens = 0;
+  std::int64_t misalignment = 0;  // bytes before the first element of each allocation
   CopierOptions options = {};
   std::string name() const;
 };

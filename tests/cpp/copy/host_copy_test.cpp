@@ -65,6 +65,12 @@ TEST(Runs, EachOrderUsesItsLongestContiguousUnit) {
   EXPECT_EQ(heads_outer.size(), 12u);
   EXPECT_EQ(heads_outer[0].bytes, 16);
   EXPECT_EQ(heads_outer[0].outer.count * heads_outer[0].inner.count, 8);
+  // K and V packed side by side: a row is one head of one token, whatever the order of the rest.
+  for (const Order order : {Order::kLBNHC, Order::kLBHNC, Order::kLHBNC, Order::kBLHNC, Order::kBLNHC, Order::kBHLNC}) {
+    const std::vector<RunGroup> packed = runs_of(order, {3, 4});
+    EXPECT_EQ(packed[0].bytes, 16) << copier_suite::order_name(order);
+    EXPECT_EQ(packed[0].outer.count * packed[0].inner.count, 8) << copier_suite::order_name(order);
+  }
   const std::vector<RunGroup> transposed = runs_of(Order::kTransposedKeys, {3, 4});
   EXPECT_EQ(transposed[0].bytes, 2);
   EXPECT_EQ(transposed[0].inner.count, 8);

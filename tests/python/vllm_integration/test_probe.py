@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,176 +13,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from vllm.config import VllmConfig, set_current_vllm_config
-from vllm.engine.arg_utils import EngineArgs
-from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl, _get_attn_isa
+from kv_memory import BLOCKS, LAYERS, Paged, Write, bits, engine_config, flash, full, round_trip
 from vllm.v1.kv_cache_interface import (
-    FullAttentionSpec,
-    KVCacheConfig,
-    KVCacheGroupSpec,
     KVCacheLayout,
-    KVCacheTensor,
     KVQuantMode,
     MLAAttentionSpec,
     UniformTypeKVCacheSpecs,
-    create_kv_cache_views,
 )
 
-from lmcache_native import KeyDeriver, PagedCopier, Store, make_namespace
+from lmcache_native import PagedCopier, Store, make_namespace
 from lmcache_native.errors import InvalidArgument, Unsupported
 from lmcache_native.integration.vllm import layout, pages, probe
-from lmcache_native.integration.vllm.pages import TokenPages, describe, layout_id
-
-BLOCKS = 7
-LAYERS = 3
-
-Write = Callable[[Any, Any, Any, Any, Any], None]  # (layer, key, value, cache, slot_mapping), as an AttentionImpl's
-
-
-class Layer(AttentionLayerBase):
-    _k_scale_float = _v_scale_float = 1.0
-
-    def __init__(self, impl: Any, isa: str) -> None:
-        self.impl, self.isa = impl, isa
-
-    def get_attn_backend(self) -> Any:
-        return CPUAttentionBackend
-
-    def get_kv_cache_spec(self, vllm_config: Any) -> Any:
-        raise NotImplementedError
-
-
-class Paged:
-    """One group's caches, laid out by vLLM, full of random bits, and its layers. `write`: in place of the CPU kernel."""
-
-    def __init__(
-        self,
-        spec: Any,
-        *,
-        layers: int = LAYERS,
-        kv_layout: KVCacheLayout = KVCacheLayout.LBHNC,
-        kernel_block_tokens: int | None = None,
-        write: Write | None = None,
-        kv_cache_dtype: str = "auto",
-        model_dtype: Any = None,
-    ) -> None:
-        self.spec = spec
-        self.names = [f"model.layers.{index}.attn" for index in range(layers)]
-        page = spec.page_size_bytes
-        size = layers * BLOCKS * page
-        block_outermost = kv_layout.is_block_outermost
-        placement = KVCacheTensor(
-            size=size,
-            layers=self.names,
-            layer_stride=page if block_outermost else page * BLOCKS,
-            block_stride=page * layers if block_outermost else page,
-        )
-        if kv_layout is KVCacheLayout.LHBNC:
-            placement.block_stride = page // spec.num_heads
-        if kv_layout is KVCacheLayout.BHLNC:
-            placement.layer_stride = page // spec.num_heads
-        self.raw = torch.randint(-128, 128, (size,), dtype=torch.int8, generator=torch.Generator().manual_seed(7))
-        views = create_kv_cache_views(self.raw, spec, BLOCKS, kv_layout, placement, kernel_block_tokens)
-        self.caches = dict(zip(self.names, views, strict=True))
-        self.group = KVCacheGroupSpec(self.names, spec)
-        self.config = KVCacheConfig(BLOCKS, [placement], [self.group])
-        self.layers = {name: self._layer(write, kv_cache_dtype) for name in self.names}
-        self.vllm_config = SimpleNamespace(
-            compilation_config=SimpleNamespace(static_forward_context=self.layers),
-            model_config=SimpleNamespace(dtype=model_dtype or spec.dtype),
-        )
-
-    def _layer(self, write: Write | None, kv_cache_dtype: str) -> Layer:
-        spec = self.spec
-        isa = _get_attn_isa(spec.dtype, spec.block_size, spec.head_size, kv_cache_dtype)
-        if write is not None:
-            return Layer(SimpleNamespace(do_kv_cache_update=write), isa)
-        heads, dim = spec.num_kv_heads, spec.head_size
-        return Layer(CPUAttentionBackendImpl(heads, dim, 1.0, heads, None, None, kv_cache_dtype), isa)
-
-    def describe(self) -> TokenPages:
-        """The caches must stay as they are, bit by bit."""
-        before = self.raw.clone()
-        found = describe(self.vllm_config, self.config, self.caches)
-        assert torch.equal(self.raw, before)
-        return found
-
-    def write(self, layer: int, blocks: list[int], first: int, key: Any, value: Any) -> None:
-        """Through the layer's own write: tokens from number `first` of a sequence whose engine blocks are `blocks`."""
-        name, tokens = self.names[layer], self.spec.block_size
-        where = torch.arange(first, first + len(key))
-        slots = torch.tensor(blocks)[where // tokens] * tokens + where % tokens
-        self.layers[name].impl.do_kv_cache_update(self.layers[name], key, value, self.caches[name], slots)
+from lmcache_native.integration.vllm.pages import describe, layout_id
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _vllm_config(tiny: Path) -> Iterator[None]:
-    """vLLM's attention asks for the configuration of the engine it is in."""
-    config: VllmConfig = EngineArgs(model=str(tiny), enforce_eager=True, max_model_len=512).create_engine_config()
-    with set_current_vllm_config(config):
+    with engine_config(tiny):
         yield
 
 
-def full(block_tokens: int = 32, heads: int = 2, head_dim: int = 64, dtype: Any = torch.bfloat16, **more: Any) -> FullAttentionSpec:
-    return FullAttentionSpec(block_size=block_tokens, num_kv_heads=heads, head_size=head_dim, dtype=dtype, **more)
-
-
-def flash(_layer: Any, key: Any, value: Any, cache: Any, slots: Any) -> None:
-    """As the GPU backends write: [block, head, token, K and V], whatever the order in memory."""
-    tokens = cache.shape[2]
-    planes = cache.transpose(1, 2).split(key.shape[-1], dim=-1)
-    for plane, new in zip(planes, (key, value), strict=True):
-        plane[slots // tokens, slots % tokens] = new
-
-
-def bits(tensor: Any) -> np.ndarray:
-    return tensor.contiguous().view(torch.int8).numpy()
-
-
 # ---- strided ------------------------------------------------------------------------------------------------------------
-
-
-def round_trip(paged: Paged) -> None:
-    """Tokens from inside a block, over two block borders, to a slot and back to another place of other blocks."""
-    found = paged.describe()
-    assert not found.opaque, found.reason
-    spec, block_tokens = paged.spec, paged.spec.block_size
-    count = 2 * block_tokens - 3
-    source, target = [4, 1, 6], [0, 5, 2]
-    generator = torch.Generator().manual_seed(1)
-    shape = (len(paged.names), 2, 3 * block_tokens, spec.num_kv_heads, spec.head_size)
-    kv = torch.randn(shape, generator=generator).to(spec.dtype)
-    for layer in range(len(paged.names)):
-        paged.write(layer, source, 0, kv[layer, 0], kv[layer, 1])
-
-    slot = found.slot_layout(count)
-    with Store(host_bytes=32 << 20, max_payload_bytes=slot.rank_bytes) as store:
-        copier = PagedCopier.host(store, found.paged_layout(), slot, owner=found)
-        namespace = make_namespace("test=1\n")
-        lease = store.reserve_engine_keys(namespace, [b"a"], slot.rank_bytes, for_worker=True)
-        where = (lease.slot_offsets(), lease.generations(), [0], [count], [0])
-        copier.submit(1, "store", *where, found.block_ids(source), [5])
-        copier.wait([1])
-        assert [done.message for done in copier.poll()] == [""]
-        assert lease.commit() == 1
-        with store.acquire(namespace, KeyDeriver(namespace).derive_all([b"a"])) as read:
-            payload = np.frombuffer(read.payload(0), np.int8)
-            for layer, begin in enumerate(slot.layer_offset):
-                wanted = kv[layer, :, 5 : 5 + count]
-                assert np.array_equal(payload[begin : begin + 2 * slot.plane_bytes], bits(wanted).reshape(-1))
-            # What the engine's own write makes of the same tokens in the same place is what the scatter must make.
-            before = paged.raw.clone()
-            for layer in range(len(paged.names)):
-                paged.write(layer, target, 11, kv[layer, 0, 5 : 5 + count], kv[layer, 1, 5 : 5 + count])
-            wanted = paged.raw.clone()
-            assert not torch.equal(wanted, before)
-            paged.raw.copy_(before)
-            copier.submit(2, "load", *where, found.block_ids(target), [11])
-            copier.wait([2])
-            assert [done.message for done in copier.poll()] == [""]
-            assert torch.equal(paged.raw, wanted)
-        del copier
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
@@ -333,11 +184,16 @@ def test_unknown_element_type_is_not_probed() -> None:
     assert found.reason == "cache type int8: only bfloat16, float16, float32 can be probed"
 
 
-def test_mla() -> None:
+def test_mla_of_another_write() -> None:
     spec = MLAAttentionSpec(block_size=16, num_kv_heads=1, head_size=576, dtype=torch.bfloat16)
     found = Paged(spec, write=flash).describe()
-    assert "MLA" in found.reason
+    assert "the engine's cache write raised" in found.reason
     assert found.token_bytes == 16 * 576 * 2
+
+
+def test_mla_of_states_that_are_not_tokens() -> None:
+    spec = MLAAttentionSpec(block_size=32, num_kv_heads=1, head_size=576, dtype=torch.bfloat16, tokens_per_state=4)
+    assert Paged(spec, write=flash).describe().reason == "model.layers.0.attn: MLA states that are not one latent per token"
 
 
 def test_no_write_to_call() -> None:
@@ -365,9 +221,7 @@ def test_layers_that_differ() -> None:
     larger = Paged(full(heads=8, head_dim=32), layers=2)
     paged.caches[paged.names[1]] = larger.caches[paged.names[1]]
     specs[paged.names[1]] = larger.spec
-    with pytest.raises(
-        Unsupported, match=r"16384, 16384, 'cpu'\): model.layers.0.attn; \(32768, 32768, 'cpu'\): model.layers.1.attn"
-    ):
+    with pytest.raises(Unsupported, match=r"\(16384, 16384\): model.layers.0.attn; \(32768, 32768\): model.layers.1.attn"):
         describe(paged.vllm_config, paged.config, paged.caches)
 
 

@@ -369,18 +369,30 @@ def test_no_events_unless_asked(make: Make) -> None:
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("seed", range(12))
 def test_random_days(make: Make, seed: int, ranks: int, tmp_path: Path) -> None:
-    """Arrivals, aborts, preemptions, resets, failed loads, slow copies, few blocks and a small arena."""
+    random_day(make, seed, ranks, tmp_path / "kv" if seed % 2 else None)
+
+
+def random_day(
+    make: Make,
+    seed: int,
+    ranks: int,
+    directory: Path | None,
+    also: Callable[[Engine, random.Random], None] = lambda _engine, _generator: None,
+    **options: Any,
+) -> Engine:
+    """Arrivals, aborts, preemptions, resets, failed loads, slow copies, few blocks and a small arena. `also`: before each step."""
     generator = random.Random(seed)
     engine = make(
         chunk=generator.choice([8, 16, 24, 40]),
         ranks=ranks,
         blocks=generator.choice([24, 40, 80]),
-        directory=tmp_path / "kv" if seed % 2 else None,
+        directory=directory,
         async_loading=seed % 3 != 2,
         layerwise=seed % 6 == 5,
         save_decode=seed % 2 == 0,
         save_partial_chunk=seed % 3 == 1,
         ahead=seed % 4 >= 2,
+        **options,
     )
     if engine.config.async_loading:
         engine.fail_loads(generator, 0.1)
@@ -404,6 +416,8 @@ def test_random_days(make: Make, seed: int, ranks: int, tmp_path: Path) -> None:
             engine.forget_blocks()
         elif event < 0.423:
             engine.scheduler.reset()
+        also(engine, generator)
         engine.step()
     engine.drain()
     assert sum(engine.hit_tokens.values()) > 200
+    return engine

@@ -38,6 +38,7 @@ def alone() -> Iterator[TokenWorker]:
         chunk_tokens=24,
         engine_id=f"test-{uuid.uuid4()}",
         rank=0,
+        ranks=1,
         copy_threads=1,
         load_timeout_s=10.0,
         layerwise=False,
@@ -152,9 +153,9 @@ def test_hit_that_cannot_be_leased_any_more_is_computed(
     engine.answered(tokens)
     lease = engine.scheduler._lease
 
-    def cleared_in_between(state: Any, keys: Any) -> Any:
+    def cleared_in_between(state: Any, keys: Any, chunks: Any) -> Any:
         engine.scheduler.store.clear()
-        return lease(state, keys)
+        return lease(state, keys, chunks)
 
     with monkeypatch.context() as patch:
         patch.setattr(engine.scheduler, "_lease", cleared_in_between)

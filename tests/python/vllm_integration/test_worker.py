@@ -135,7 +135,7 @@ def test_no_scheduler_to_attach_to(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(copier_client, "ATTACH_TIMEOUT_S", 0.01)
     monkeypatch.setattr(copier_client, "ArenaAttachment", type("Counting", (), {"attach": staticmethod(counting)}))
-    lonely = NativeOffloadingWorker(caches(0), engine_id="nobody-serves-this", rank=0, blocks_per_chunk=1, copy_threads=1)
+    lonely = NativeOffloadingWorker(caches(0), engine_id="nobody-serves-this", rank=0, ranks=1, blocks_per_chunk=1, copy_threads=1)
     spec = SlotLoadStoreSpec(5, array("Q", [0]), array("I", [1]))
     assert lonely.submit_load(1, spec, GPULoadStoreSpec([4], (1,), (0,)))
     assert lonely.submit_store(2, GPULoadStoreSpec([4], (1,), (0,)), spec)

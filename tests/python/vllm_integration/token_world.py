@@ -19,9 +19,11 @@ from token_parts import BLOCK, DIM, HEADS, LAYERS, PLANES, HeldCopier, adapter, 
 from vllm import SamplingParams
 from vllm.v1.request import Request, RequestStatus
 
-from lmcache_native import ChunkHasher, ChunkKeys, Store
+from lmcache_native import ChunkHasher, ChunkKeys, DeviceLoader, Store
 from lmcache_native.config import NativeConfig
 from lmcache_native.integration.vllm.namespace import Namespaces
+from lmcache_native.integration.vllm.pages import TokenPages
+from lmcache_native.integration.vllm.record_loader import RecordLoader
 from lmcache_native.integration.vllm.token_scheduler import TokenScheduler
 from lmcache_native.integration.vllm.token_worker import TokenWorker
 from lmcache_native.integration.vllm.transfer import JobReport, TokenConnectorMetadata, TokenWorkerMetadata
@@ -44,7 +46,7 @@ class Step:
 
 class Engine:
     """Blocks are handed out again the moment they are free, oldest first; block 0 is never used. `ahead`: as vLLM's asynchronous
-    scheduling, each step is planned before what the last one gave is known."""
+    scheduling, each step is planned before what the last one gave is known. `direct`: the workers read from NVMe."""
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class Engine:
         host_bytes: int = 4 << 20,
         directory: Path | None = None,
         ahead: bool = False,
+        direct: bool = False,
         step_tokens: int = 50,
         **config: Any,
     ) -> None:
@@ -70,9 +73,11 @@ class Engine:
                 chunk_tokens=chunk,
                 engine_id=engine_id,
                 rank=rank,
+                ranks=ranks,
                 copy_threads=1,
                 load_timeout_s=self.config.load_timeout_s,
                 layerwise=self.config.layerwise,
+                loader=record_loader(memory, chunk, rank, ranks, directory) if direct and directory else None,
             )
             for rank, memory in enumerate(self.pages)
         ]
@@ -93,6 +98,7 @@ class Engine:
             chunk_bytes=rank_bytes * ranks,
             block_tokens=BLOCK,
             partial_chunks=True,
+            direct_loads=direct,
             forget_blocks=self.forget_blocks,
         )
         self.free = list(range(1, blocks))
@@ -466,7 +472,7 @@ class Engine:
             if load is not None and not report.failed:
                 item = spoiled.pop(job_id, None)
                 if not load.job.synchronous and generator.random() < probability:
-                    item = generator.randrange(len(load.job.chunks))
+                    item = generator.randrange(len(load.job.items))
                     self._spoil(rank, load.job, item)
                 if item is not None:
                     report, failed_items = JobReport(1, report.bytes, report.seconds, failed=True), [item]
@@ -478,7 +484,7 @@ class Engine:
                 if job.synchronous and job.id in worker._loads and generator.random() < probability:
                     if worker._layerwise:
                         worker._wait_for_loads([job.id])
-                    spoiled[job.id] = generator.randrange(len(job.chunks))
+                    spoiled[job.id] = generator.randrange(len(job.items))
                     self._garbage.update(self._spoil(rank, job, spoiled[job.id]))
 
         worker._ended = failing  # type: ignore[method-assign]
@@ -486,7 +492,8 @@ class Engine:
 
     def _spoil(self, rank: int, job: Any, item: int) -> set[int]:
         size = self.workers[rank].chunk_tokens
-        place = np.arange(max(job.chunks[item] * size, job.begin), min((job.chunks[item] + 1) * size, job.end))
+        chunk = job.items[item]
+        place = np.arange(max(chunk * size, job.begin), min((chunk + 1) * size, job.end))
         blocks = np.array(job.block_ids)[place // BLOCK - job.first_block]
         for tensor in self.pages[rank].tensors:
             tensor.numpy()[blocks, :, place % BLOCK] = 0x55
@@ -515,6 +522,19 @@ class Engine:
         for worker in self.workers:
             worker.shutdown()
         self.scheduler.shutdown()
+
+
+def record_loader(memory: TokenPages, chunk: int, rank: int, ranks: int, directory: Path) -> RecordLoader:
+    loader = DeviceLoader.host(
+        memory.paged_layout(),
+        memory.slot_layout(chunk),
+        rank=rank,
+        rank_count=ranks,
+        buffer_bytes=1 << 20,
+        in_flight=4,
+        owner=memory.tensors,
+    )
+    return RecordLoader(loader, [directory])
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ class World:
         self.caches = [caches(seed=rank) for rank in range(ranks)]
         engine_id = f"test-{uuid.uuid4()}"
         self.workers = [
-            NativeOffloadingWorker(cache, engine_id=engine_id, rank=rank, blocks_per_chunk=per_chunk, copy_threads=1)
+            NativeOffloadingWorker(cache, engine_id=engine_id, rank=rank, ranks=ranks, blocks_per_chunk=per_chunk, copy_threads=1)
             for rank, cache in enumerate(self.caches)
         ]
         rank_bytes = self.workers[0].slot_layout.rank_bytes

@@ -6,10 +6,9 @@ names it, instead of an ImportError from somewhere deep.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lmcache_native.errors import Unsupported
@@ -27,6 +26,7 @@ _INTERFACES = {
     "AttentionLayerBase": ("vllm.model_executor.layers.attention_layer_base", "AttentionLayerBase"),
     "BlockStored": ("vllm.distributed.kv_events", "BlockStored"),
     "CacheHitSource": ("vllm.v1.metrics.cache_hit_source", "CacheHitSource"),
+    "current_platform": ("vllm.platforms", "current_platform"),
     "FullAttentionSpec": ("vllm.v1.kv_cache_interface", "FullAttentionSpec"),
     "get_hash_fn_by_name": ("vllm.utils.hashing", "get_hash_fn_by_name"),
     "get_layers_from_vllm_config": ("vllm.config", "get_layers_from_vllm_config"),
@@ -188,13 +188,35 @@ def layer_specs(group: Any) -> dict[str, Any]:
     return dict.fromkeys(group.layer_names, spec)
 
 
-def cache_writes(vllm_config: Any, layer_names: list[str]) -> dict[str, Callable[[Any, Any, Any, Any], None]]:
-    """Layer name -> what the engine calls to put keys and values [token, head, dim] into its cache, as
-    (key, value, cache, slot_mapping). Layers without one are left out (worker side only)."""
+def cache_writes(vllm_config: Any, layer_names: list[str]) -> dict[str, Callable[[Sequence[Any], Any, Any], None]]:
+    """Layer name -> what the engine calls to put new tokens into its cache, as (planes, cache, slot_mapping). planes: K and V, or
+    MLA's latent alone, each [token, head, dim]. cache: as registered, [block, head, token, ...]. Layers without such a call are
+    left out (worker side only)."""
     layers = __getattr__("get_layers_from_vllm_config")(vllm_config, __getattr__("AttentionLayerBase"), layer_names)
-    found: dict[str, Callable[[Any, Any, Any, Any], None]] = {}
+    found: dict[str, Callable[[Sequence[Any], Any, Any], None]] = {}
     for name, layer in layers.items():
         update = getattr(getattr(layer, "impl", None), "do_kv_cache_update", None)
-        if update is not None:
-            found[name] = functools.partial(update, layer)
+        if update is None:
+            continue
+        latent = getattr(layer, "kv_lora_rank", None)
+        found[name] = _key_value_write(layer, update) if latent is None else _latent_write(layer, update, int(latent))
     return found
+
+
+def _key_value_write(layer: Any, update: Callable[..., None]) -> Callable[[Sequence[Any], Any, Any], None]:
+    def write(planes: Sequence[Any], cache: Any, slot_mapping: Any) -> None:
+        key, value = planes
+        update(layer, key, value, cache, slot_mapping)
+
+    return write
+
+
+def _latent_write(layer: Any, update: Callable[..., None], rank: int) -> Callable[[Sequence[Any], Any, Any], None]:
+    """As MLAAttention calls it: the compressed KV and the rotary part apart, the cache without its head axis."""
+
+    def write(planes: Sequence[Any], cache: Any, slot_mapping: Any) -> None:
+        (latent,) = planes
+        kv_c, k_pe = latent[:, 0, :rank].contiguous(), latent[:, :, rank:].contiguous()
+        update(kv_c, k_pe, cache.squeeze(1), slot_mapping, layer.kv_cache_dtype, layer._k_scale)
+
+    return write

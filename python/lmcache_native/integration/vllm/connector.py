@@ -70,8 +70,20 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
         assert isinstance(worker, NativeOffloadingWorker)
         return worker
 
+    @classmethod
+    def get_required_kvcache_layout(cls, vllm_config: Any) -> str | None:
+        """vLLM's own answer is never block outermost but for its hisparse, and never one whose pages are scattered."""
+        required: str | None = super().get_required_kvcache_layout(vllm_config)
+        if vllm_config.attention_config.hisparse_config is not None:
+            return required
+        return layout.block_outermost(vllm_config) or required
+
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        names = support.offloaded_group(self._kv_cache_config).layer_names
+        caches = {name: kv_caches[name] for name in names}
+        layout.check_devices(caches)
         super().register_kv_caches(kv_caches)
+        self._worker.memory.check_holds(caches)
         self._backends = compat.attention_backends(self._vllm_config, list(kv_caches))
 
     def get_handshake_metadata(self) -> layout.WorkerLayout:

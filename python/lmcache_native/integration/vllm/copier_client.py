@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from lmcache_native import ArenaAttachment, PagedCopier, PagedKvLayout, SlotLayout
 from lmcache_native.errors import DeadlineExceeded, LmcacheNativeError, Unavailable
@@ -11,6 +12,7 @@ from lmcache_native.logging import get_logger
 
 logger = get_logger(__name__)
 
+SLOT_HEADER_BYTES = 4096  # before the ranks' parts of a slot
 ATTACH_TIMEOUT_S = 10.0
 ATTACH_AGAIN_AFTER_S = 60.0
 ATTACH_AGAIN_TIMEOUT_S = 0.1
@@ -26,6 +28,7 @@ class CopierClient:
         *,
         engine_id: str,
         rank: int,
+        ranks: int,
         device_type: str,
         device_index: int,
         paged_layout: Callable[[], PagedKvLayout],
@@ -36,6 +39,7 @@ class CopierClient:
         self.slot_layout = slot_layout
         self._engine_id = engine_id
         self._rank = rank
+        self._slot_bytes = SLOT_HEADER_BYTES + ranks * slot_layout.rank_bytes
         self._device_type = device_type
         self._device_index = device_index
         self._paged_layout = paged_layout
@@ -62,33 +66,39 @@ class CopierClient:
             self._attach_failed = True
             logger.error("rank %d could not attach to the scheduler's arena: %s", self._rank, error)
             raise Unavailable(f"not attached to the scheduler's arena: {error}") from error
+        details = self._copier.details
         logger.info(
-            "rank %d attached: %.2f GiB arena of pid %d, copies by %s",
+            "rank %d attached: %.2f GiB arena of pid %d, copies by %s%s",
             self._rank,
             arena.bytes / 2**30,
             arena.owner_pid,
             self._copier.name,
+            f": {details}" if details else "",
         )
         return self._copier
 
     def wait_ended(self, job_ids: Iterable[int]) -> None:
         """vLLM reuses the jobs' blocks afterwards, so it must not end before they have."""
-        ids = sorted(job_ids)
-        if self._copier is None or not ids:
-            return
-        while True:
+        if self._copier is not None:
+            self.wait_until_ended(self._copier, sorted(job_ids))
+
+    @staticmethod
+    def wait_until_ended(part: Any, ids: Sequence[int]) -> None:
+        """`part`: a PagedCopier, or a loader."""
+        while ids:
             try:
-                self._copier.wait(ids, WAIT_WARNING_S)
+                part.wait(ids, WAIT_WARNING_S)
                 return
             except DeadlineExceeded:
-                logger.warning("copy jobs %s still under way after %.0f s", ids, WAIT_WARNING_S)
+                logger.warning("jobs %s still under way after %.0f s", ids, WAIT_WARNING_S)
 
     def detach(self) -> None:
         """Waits for jobs under way."""
         self._copier = None
 
     def stream(self) -> int:
-        """The cudaStream_t that the engine's writes are on; 0 on the CPU."""
+        """The cudaStream_t that the engine's writes are on; 0 on the CPU. Ask at each submit: the runner's stream is the current
+        one of the thread that calls the connector, and may be another at each step. Asking waits for nothing."""
         if self._device_type != "cuda":
             return 0
         import torch
@@ -98,5 +108,13 @@ class CopierClient:
     def _make_copier(self, arena: ArenaAttachment) -> PagedCopier:
         paged = self._paged_layout()
         if self._device_type == "cuda":
-            return PagedCopier.cuda(arena, paged, self.slot_layout, rank=self._rank, device=self._device_index, owner=self._owner)
+            return PagedCopier.cuda(
+                arena,
+                paged,
+                self.slot_layout,
+                rank=self._rank,
+                device=self._device_index,
+                slot_bytes=self._slot_bytes,
+                owner=self._owner,
+            )
         return PagedCopier.host(arena, paged, self.slot_layout, rank=self._rank, threads=self._copy_threads, owner=self._owner)

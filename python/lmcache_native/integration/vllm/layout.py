@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmcache_native import PagedKvLayout, SlotLayout
+from lmcache_native import PagedKvLayout, SlotLayout, cuda_status
 from lmcache_native.errors import InvalidArgument, Unavailable, Unsupported
 from lmcache_native.integration.vllm import compat
 
@@ -27,6 +27,7 @@ class WorkerLayout(compat.KVConnectorHandshakeMetadata):  # type: ignore[misc]
     machine: str
     chunk_tokens: int = 0  # 0: the scheduler knows
     opaque: bool = True
+    reads_nvme: bool = False  # takes loads with records
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,81 @@ class PagedMemory:
 
     def paged_layout(self) -> PagedKvLayout:
         return PagedKvLayout.opaque(list(self.bases), self.num_blocks, self.page_bytes, self.block_stride)
+
+    def check_holds(self, caches: Mapping[str, Any]) -> None:
+        """Unsupported, naming the layer, unless each block of these caches lies whole inside one page. vLLM cuts pages out of the
+        memory by the layer's page size and block stride alone, which is not where the layer's data is when heads or padding lie
+        between blocks."""
+        for name, cache in caches.items():
+            blocks = compat.group_kernel_blocks(cache, self.num_blocks)
+            item = cache.element_size()
+            reach, begin, stride = item * elements_reached(blocks[0]), int(cache.data_ptr()), int(blocks.stride(0)) * item
+            inside = any(base <= begin and begin + reach <= base + self.page_bytes for base in self.bases)
+            if not inside or (self.num_blocks > 1 and stride != self.block_stride):
+                raise Unsupported(
+                    f"KV cache of {name}: a block spans {reach} bytes and the next begins {stride} bytes on, which is not within "
+                    f"the pages that vLLM gives a connector ({self.page_bytes} bytes every {self.block_stride}): use "
+                    "VLLM_KV_CACHE_LAYOUT=LBHNC"
+                )
+
+
+def elements_reached(view: Any) -> int:
+    """From the first element of a tensor to its last, both included."""
+    return 1 + sum((int(size) - 1) * int(stride) for size, stride in zip(view.shape, view.stride(), strict=True))
+
+
+def check_devices(caches: Mapping[str, Any]) -> None:
+    """Unsupported, naming the layer, unless all lie on the CPU, or all on the CUDA device on which this thread runs the model and
+    that this build of lmcache-native can reach."""
+    (first, cache), *_ = caches.items()
+    for name, other in caches.items():
+        if other.device != cache.device:
+            raise Unsupported(
+                f"KV cache of {name} is on {other.device}, that of {first} on {cache.device}: a worker copies to and from one "
+                "device, all of its layers must be on it"
+            )
+    device = cache.device
+    if device.type == "cpu":
+        return
+    import torch
+
+    if device.type != "cuda" or torch.version.hip is not None:
+        backend = "ROCm" if device.type == "cuda" else device.type
+        raise Unsupported(
+            f"KV cache of {first} is on {device} ({backend}): not yet supported, must be on a CUDA device or on the CPU"
+        )
+    status = cuda_status()
+    if not status["built"] or not status["devices"]:
+        raise Unsupported(
+            f"KV cache of {first} is on {device}, which this lmcache-native cannot copy from: {status['message']}; "
+            "`lmcache-native doctor` says more"
+        )
+    current = torch.cuda.current_device()
+    if device.index != current:
+        raise Unsupported(
+            f"KV cache of {first} is on {device}, but this worker runs the model on cuda:{current}: must be on that device"
+        )
+
+
+# A block of these sizes is never split for a kernel by a backend that takes any layout.
+_UNSPLIT_BLOCK_TOKENS = (16, 32, 64)
+
+
+def block_outermost(vllm_config: Any) -> str | None:
+    """For opaque pages on CUDA: the name of vLLM's cache layout in which a block's pages of all layers are one piece, so that a
+    block is one copy instead of one for each layer. None where vLLM might not start with it.
+
+    vLLM asks once, in the engine core, where the backends are not known. VLLM_KV_CACHE_LAYOUT is stronger, and what a backend does
+    not take is dropped with a warning; but blocks that a kernel wants in smaller pieces fail the start, hence the sizes."""
+    cache, model = vllm_config.cache_config, vllm_config.model_config
+    if not compat.current_platform.is_cuda() or model.is_hybrid or model.use_mla or cache.kv_cache_dtype_skip_layers:
+        return None
+    if cache.user_specified_block_size and cache.block_size not in _UNSPLIT_BLOCK_TOKENS:
+        return None
+    attention = vllm_config.attention_config
+    named = [*attention.backend_per_kind.values(), *([attention.backend] if attention.backend else [])]
+    taken = [backend.get_class().supported_kv_cache_layouts() for backend in named]
+    return "BLHNC" if all(kinds is None or any(kind.name == "BLHNC" for kind in kinds) for kinds in taken) else None
 
 
 def slot_layout(layers: int, page_bytes: int, blocks_per_chunk: int) -> SlotLayout:

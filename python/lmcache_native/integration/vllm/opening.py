@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from lmcache_native import Store, build_info
-from lmcache_native.config import GIB, NativeConfig, engine_daily_bytes, engine_directories, engine_nvme_bytes
+from lmcache_native.config import (
+    GIB,
+    NativeConfig,
+    engine_daily_bytes,
+    engine_directories,
+    engine_directory_bytes,
+    engine_nvme_bytes,
+)
 from lmcache_native.errors import InvalidArgument
 from lmcache_native.logging import get_logger
 
@@ -38,6 +45,7 @@ class StoreOpening:
                 host_bytes=config.host_bytes,
                 directory=self._directories or None,
                 nvme_bytes=engine_nvme_bytes(config, self._engines),
+                directory_bytes=engine_directory_bytes(config, self._engines),
                 nvme_daily_bytes=engine_daily_bytes(config, self._engines),
                 nvme_free_floor_bytes=config.nvme_free_floor_bytes,
                 admission=config.admission,

@@ -11,7 +11,7 @@ import numpy as np
 from lmcache_native import PagedKvLayout, PlaneStrides, SlotLayout
 from lmcache_native.errors import InvalidArgument, LmcacheNativeError, Unsupported
 from lmcache_native.integration.vllm import compat, layout, support
-from lmcache_native.integration.vllm.probe import NotStrided, Probe, Strides, strides_of
+from lmcache_native.integration.vllm.probe import KEY_VALUE, LATENT, NotStrided, Probe, Strides, strides_of
 
 T = TypeVar("T")
 
@@ -83,11 +83,13 @@ def describe(vllm_config: Any, kv_cache_config: Any, kv_caches: dict[str, Any]) 
 
     Strided when the probe proves it for every layer, else opaque with a reason. The caches are bit-identical afterwards. Call it
     while nobody else uses the caches, on the thread (and, with CUDA, the current stream) that runs the model.
-    Unsupported: several groups, or opaque pages that differ in size, stride or device, or are scattered.
+    Unsupported: several groups, layers that are not all on this worker's device, or opaque pages that differ in size or stride, or
+    are scattered.
     """
     group = support.offloaded_group(kv_cache_config)
     num_blocks = int(kv_cache_config.num_blocks)
     caches = _distinct(group.layer_names, kv_caches)
+    layout.check_devices(caches)
     for name, cache in caches.items():
         if cache.shape[0] % num_blocks != 0:
             raise InvalidArgument(f"KV cache of {name}: {cache.shape[0]} blocks, must be a multiple of the engine's {num_blocks}")
@@ -112,26 +114,26 @@ def _strided(vllm_config: Any, group: Any, num_blocks: int, caches: Mapping[str,
         _check_spec(name, specs[name])
     heads, head_dim = _same("(KV heads, head dim)", {n: (int(specs[n].num_kv_heads), int(specs[n].head_size)) for n in caches})
     _same("element type", {name: str(cache.dtype) for name, cache in caches.items()})
-    _same("device", {name: str(cache.device) for name, cache in caches.items()})
+    planes = _same("planes", {name: LATENT if isinstance(specs[name], compat.MLAAttentionSpec) else KEY_VALUE for name in caches})
     blocks_per_block = _same("kernel blocks", {name: int(cache.shape[0]) for name, cache in caches.items()}) // num_blocks
     block_tokens = int(group.kv_cache_spec.block_size)
     if block_tokens % blocks_per_block != 0:
         raise NotStrided(f"{block_tokens} tokens do not divide into {blocks_per_block} kernel blocks")
     writes = compat.cache_writes(vllm_config, list(caches))
     tensors = tuple(caches.values())
-    probe = Probe(tensors[0], block_tokens // blocks_per_block, heads, head_dim, vllm_config.model_config.dtype)
+    probe = Probe(tensors[0], planes, block_tokens // blocks_per_block, heads, head_dim, vllm_config.model_config.dtype)
     strides = []
     for name, cache in caches.items():
         if name not in writes:
             raise NotStrided(f"{name}: the engine has no cache write for it that can be called alone")
         try:
-            strides.append(strides_of(probe.places(writes[name], cache), probe.blocks))
+            strides.append(strides_of(probe.places(writes[name], cache), probe.blocks, planes))
         except NotStrided as why:
             raise NotStrided(f"{name}: {why}") from why
     device = tensors[0].device
     pages = TokenPages(
         layers=len(tensors),
-        planes=len(strides[0]),
+        planes=len(planes),
         token_bytes=heads * head_dim * tensors[0].element_size(),
         block_tokens=block_tokens,
         num_blocks=num_blocks,
@@ -154,11 +156,12 @@ def _strided(vllm_config: Any, group: Any, num_blocks: int, caches: Mapping[str,
 
 
 def _check_spec(name: str, spec: Any) -> None:
-    if isinstance(spec, compat.MLAAttentionSpec):
-        raise NotStrided(f"{name}: MLA, whose cache write is not probed")
     if int(spec.kv_quant_mode) != 0:
         raise NotStrided(f"{name}: quantized cache ({spec.kv_quant_mode.name}), its bytes mean nothing without their scales")
-    if spec.head_size_v != spec.head_size:
+    if isinstance(spec, compat.MLAAttentionSpec):
+        if spec.tokens_per_state != 1 or spec.state_content_bytes is not None:
+            raise NotStrided(f"{name}: MLA states that are not one latent per token")
+    elif spec.head_size_v != spec.head_size:
         raise NotStrided(f"{name}: K has {spec.head_size} elements per head, V has {spec.head_size_v}")
 
 
@@ -171,22 +174,22 @@ def _same(what: str, by_layer: Mapping[str, T]) -> T:
 
 
 def _opaque(group: Any, num_blocks: int, caches: Mapping[str, Any], reason: str) -> TokenPages:
-    shapes: dict[tuple[int, int, str], list[str]] = {}
+    shapes: dict[tuple[int, int], list[str]] = {}
     for name, cache in caches.items():
         blocks = compat.group_kernel_blocks(cache, num_blocks)
         page = blocks[0]
-        reach = 1 + sum((size - 1) * stride for size, stride in zip(page.shape, page.stride(), strict=True))
-        if reach != page.numel():
+        if layout.elements_reached(page) != page.numel():
             raise Unsupported(
-                f"KV cache of {name}: a block's page lies scattered: not yet supported, because pages are opaque ({reason})"
+                f"KV cache of {name}: a block's page lies scattered (shape {tuple(page.shape)}, strides {tuple(page.stride())}): "
+                f"not yet supported, because pages are opaque ({reason}); VLLM_KV_CACHE_LAYOUT=LBHNC keeps them whole"
             )
         item = cache.element_size()
-        shapes.setdefault((page.numel() * item, blocks.stride(0) * item, str(cache.device)), []).append(name)
+        shapes.setdefault((page.numel() * item, blocks.stride(0) * item), []).append(name)
     if len(shapes) != 1:
         layers = "; ".join(f"{shape}: {', '.join(names)}" for shape, names in sorted(shapes.items()))
-        differences = f"KV cache layers with different (page bytes, block stride, device): {layers}"
+        differences = f"KV cache layers with different (page bytes, block stride): {layers}"
         raise Unsupported(f"{differences}: not yet supported, because pages are opaque ({reason})")
-    (page_bytes, block_stride, _), tensors = next(iter(shapes)), tuple(caches.values())
+    (page_bytes, block_stride), tensors = next(iter(shapes)), tuple(caches.values())
     device = tensors[0].device
     return TokenPages(
         layers=len(tensors),

@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-PLANES = ("K", "V")
+KEY_VALUE = ("K", "V")
+LATENT = ("latent",)  # MLA's only plane
 
 # Integers 0..n-1 that the type represents exactly.
 _EXACT_INTEGERS = {torch.float16: 1 << 11, torch.bfloat16: 1 << 8, torch.float32: 1 << 24}
 _BITS = {2: torch.int16, 4: torch.int32}
 _UNWRITTEN = -1.0
 
-CacheWrite = Callable[[Any, Any, Any, Any], None]  # (key, value, cache, slot_mapping)
+CacheWrite = Callable[[Sequence[Any], Any, Any], None]  # (planes, cache, slot_mapping)
 
 
 class NotStrided(Exception):
@@ -37,17 +38,17 @@ class Strides(NamedTuple):
 
 
 class Probe:
-    """Coded keys and values for caches of one shape. The codes number the elements [block, plane, token, head, dim] of the probed
-    blocks; each pass writes one digit of every code, small enough to be exact in the cache's type."""
+    """Coded keys and values (MLA: latents) for caches of one shape. The codes number the elements [block, plane, token, head, dim]
+    of the probed blocks; each pass writes one digit of every code, small enough to be exact in the cache's type."""
 
-    def __init__(self, cache: Any, block_tokens: int, heads: int, head_dim: int, model_dtype: Any) -> None:
+    def __init__(self, cache: Any, planes: Sequence[str], block_tokens: int, heads: int, head_dim: int, model_dtype: Any) -> None:
         """cache: any of the caches to come. model_dtype: what the engine's layers hand to the cache write. NotStrided when codes
         would not be exact in one of the types."""
         for name, dtype in (("cache", cache.dtype), ("model", model_dtype)):
             if dtype not in _EXACT_INTEGERS:
                 raise NotStrided(f"{name} type {str(dtype).removeprefix('torch.')}: only {_names(_EXACT_INTEGERS)} can be probed")
         self.blocks = probed_blocks(int(cache.shape[0]))
-        self._shape = (len(self.blocks), len(PLANES), block_tokens, heads, head_dim)
+        self._shape = (len(self.blocks), len(planes), block_tokens, heads, head_dim)
         self._elements = math.prod(self._shape)
         self._base = min(_EXACT_INTEGERS[cache.dtype], _EXACT_INTEGERS[model_dtype])
         self._index = torch.tensor(self.blocks, dtype=torch.int64, device=cache.device)
@@ -59,8 +60,8 @@ class Probe:
         weight = 1
         while weight < self._elements:
             digit = (codes // weight % self._base).to(model_dtype)
-            planes = (digit[:, plane].reshape(-1, heads, head_dim).to(cache.device) for plane in range(len(PLANES)))
-            self._digits.append(tuple(planes))
+            parts = (digit[:, plane].reshape(-1, heads, head_dim).to(cache.device) for plane in range(len(planes)))
+            self._digits.append(tuple(parts))
             self._weights.append(weight)
             weight *= self._base
 
@@ -93,10 +94,10 @@ class Probe:
         """Per place in the probed pages: the code read there, and whether anything was written."""
         codes: Any = 0
         written: Any = None
-        for (key, value), weight in zip(self._digits, self._weights, strict=True):
+        for digits, weight in zip(self._digits, self._weights, strict=True):
             cache.index_fill_(0, self._index, _UNWRITTEN)
             try:
-                write(key, value, cache, self._slots)
+                write(digits, cache, self._slots)
             except Exception as error:
                 raise NotStrided(f"the engine's cache write raised {type(error).__name__}: {error}") from error
             pages = cache.index_select(0, self._index).cpu().to(torch.float32)
@@ -123,11 +124,11 @@ def probed_blocks(blocks: int) -> tuple[int, ...]:
     return tuple(sorted({0, min(1, blocks - 1), blocks - 1}))
 
 
-def strides_of(places: Any, blocks: Sequence[int]) -> tuple[Strides, ...]:
-    """Per plane, the only strides that `places` (see Probe.places) can have. NotStrided when they have others."""
+def strides_of(places: Any, blocks: Sequence[int], planes: Sequence[str]) -> tuple[Strides, ...]:
+    """Per plane, by name, the only strides that `places` (see Probe.places) can have. NotStrided when they have others."""
     found = tuple(fit(places[:, plane], blocks) for plane in range(places.shape[1]))
     for plane, strides in enumerate(found):
-        check(PLANES[plane], places[:, plane], blocks, strides)
+        check(planes[plane], places[:, plane], blocks, strides)
     return found
 
 

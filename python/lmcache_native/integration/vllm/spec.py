@@ -36,6 +36,7 @@ class NativeOffloadingSpec(compat.OffloadingSpec):  # type: ignore[misc]
                 kv_caches,
                 engine_id=self.config.engine_id,
                 rank=self.config.parallel.rank,
+                ranks=self.config.parallel.world_size,
                 blocks_per_chunk=self.blocks_per_chunk,
                 copy_threads=resolve(self.extra_config, os.environ).copy_threads,
             )

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from lmcache_native.config import GIB, NativeConfig, Profile, check_machine, resolve
-from lmcache_native.integration.vllm import compat, layout, namespace, pages, spec, support
+from lmcache_native.integration.vllm import compat, gds, layout, namespace, pages, spec, support
 from lmcache_native.integration.vllm.opening import StoreOpening
 from lmcache_native.integration.vllm.token_scheduler import TokenScheduler
 from lmcache_native.integration.vllm.token_worker import TokenWorker
@@ -52,6 +52,8 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
 
     @classmethod
     def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
+        """vLLM asks in the front end. Inside a whole graph wait_for_layer_load would run at capture only, never at replay; between
+        the pieces it runs each time. Everything else of a load is ordered by the stream, before the graph is launched."""
         return resolve(extra_config, os.environ, profile=Profile.LMCACHE).layerwise
 
     def shutdown(self) -> None:
@@ -70,15 +72,27 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         found = pages.describe(self._vllm_config, self._kv_cache_config, kv_caches)
         self._backends = compat.attention_backends(self._vllm_config, list(kv_caches))
+        tokens = chunk_tokens(self._config, found)
+        loader = gds.record_loader(
+            self._config,
+            self._vllm_config,
+            found.paged_layout(),
+            found.slot_layout(tokens),
+            device_type=found.device_type,
+            device=found.device_index,
+            owner=found.tensors,
+        )
         self._worker = TokenWorker(
             found,
             self._group.layer_names,
-            chunk_tokens=chunk_tokens(self._config, found),
+            chunk_tokens=tokens,
             engine_id=self._vllm_config.kv_transfer_config.engine_id,
             rank=self._vllm_config.parallel_config.rank,
+            ranks=self._vllm_config.parallel_config.world_size,
             copy_threads=self._config.copy_threads,
             load_timeout_s=self._config.load_timeout_s,
             layerwise=self._config.layerwise,
+            loader=loader,
         )
 
     def get_handshake_metadata(self) -> layout.WorkerLayout:
@@ -92,6 +106,7 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
             machine=layout.machine_id(),
             chunk_tokens=self.worker.chunk_tokens,
             opaque=found.opaque,
+            reads_nvme=self.worker.reads_nvme,
         )
 
     def handle_preemptions(self, kv_connector_metadata: TokenConnectorMetadata) -> None:
@@ -144,6 +159,7 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
             chunk_bytes=agreed.rank_bytes * world,
             block_tokens=block_tokens,
             partial_chunks=not agreed.opaque,
+            direct_loads=all(worker.reads_nvme for worker in metadata.values()),
             forget_blocks=self._forget_blocks,
         )
         pages_text = f"blocks of {block_tokens} tokens " + ("as opaque pages" if agreed.opaque else "addressed by token")

@@ -21,7 +21,8 @@ from typing import Any
 from lmcache_native import ChunkKeys, Presence, ReadLease, Store, WriteLease
 from lmcache_native.config import NativeConfig
 from lmcache_native.errors import InternalError, InvalidArgument, LmcacheNativeError, NotFound, ResourceExhausted
-from lmcache_native.integration.vllm import compat, quickstart_log
+from lmcache_native.integration.vllm import compat, direct_loads, quickstart_log
+from lmcache_native.integration.vllm.direct_loads import Placed
 from lmcache_native.integration.vllm.namespace import Namespaces
 from lmcache_native.integration.vllm.stats import StatsReporter, note_transfer
 from lmcache_native.integration.vllm.token_keys import TokenKeys, request_settings
@@ -46,10 +47,12 @@ class TokenScheduler:
         chunk_bytes: int,
         block_tokens: int,
         partial_chunks: bool,
+        direct_loads: bool = False,
         forget_blocks: Callable[[], None],
     ) -> None:
         """chunk_bytes: of all ranks. block_tokens: the engine's. partial_chunks: whether pages are addressed by token.
-        forget_blocks: empties vLLM's prefix cache."""
+        direct_loads: the workers read from NVMe themselves. forget_blocks: empties vLLM's prefix cache."""
+        self._direct_loads = direct_loads and config.retrieve_nvme
         self._forget_blocks = forget_blocks
         self._config = config
         self.store = store
@@ -99,7 +102,8 @@ class TokenScheduler:
         keys = state.keys.whole(state.request.num_tokens)
         found = self.store.lookup(keys)
         size = found.hit * self._chunk_bytes
-        if found.nvme == 0 or not self._config.retrieve_nvme or self._prefetched_bytes + size > self._config.host_bytes // 4:
+        promotes = self._config.retrieve_nvme and not self._direct_loads
+        if found.nvme == 0 or not promotes or self._prefetched_bytes + size > self._config.host_bytes // 4:
             return
         self._begin_lookup(state).prefetch(keys)
         state.prefetched_bytes = size
@@ -107,7 +111,8 @@ class TokenScheduler:
 
     def _begin_lookup(self, state: RequestState) -> Any:
         if state.lookup is None:
-            budget = self._config.promotion_budget_bytes if self._config.retrieve_nvme else NO_BYTES
+            promotes = self._config.retrieve_nvme and not self._direct_loads
+            budget = self._config.promotion_budget_bytes if promotes else NO_BYTES
             assert state.namespace is not None
             state.lookup = self.store.begin_request(state.namespace.id, promotion_budget_bytes=budget)
         return state.lookup
@@ -147,17 +152,21 @@ class TokenScheduler:
         needed = whole[first] if first < len(whole) else tail
         if needed is not None and self._another_loads(needed, state):
             return None
-        hits, following = self._begin_lookup(state).lookup_prefix(whole[first:])
+        hits, following = self._leading_hits(state, whole[first:])
         if following == Presence.MISS and state.prefetched_bytes:
             self._end_lookup(state)  # what was refused when the request arrived may be had now
             return self.match(request, computed_tokens)
         end = (first + hits) * self._chunk_tokens
         if tail is not None and first + hits == len(whole):
-            following = self._begin_lookup(state).lookup_key(tail)
-            end = request.num_tokens if following == Presence.HIT else end
+            tail_hits, following = self._leading_hits(state, [tail])
+            end = request.num_tokens if tail_hits else end
         if following in (Presence.RETRY, Presence.PENDING) and self._may_wait(state):
             return None
         return self._matched(state, computed_tokens, first, end if hits or end == request.num_tokens else 0)
+
+    def _leading_hits(self, state: RequestState, keys: Any) -> tuple[int, int]:
+        lookup = self._begin_lookup(state)
+        return direct_loads.leading_hits(self.store, lookup, keys) if self._direct_loads else lookup.lookup_prefix(keys)
 
     def _another_loads(self, key: bytes, state: RequestState) -> bool:
         other = self._loading.get(key)
@@ -211,16 +220,18 @@ class TokenScheduler:
             raise InternalError(f"request {request.request_id}: {external_tokens} tokens to load, but none were offered")
         end = match.begin + external_tokens
         keys = self._keys_between(state, match.first_chunk, end)
-        lease, offsets, generations = self._lease(state, keys)
+        chunks = array("I", range(match.first_chunk, match.first_chunk + len(keys)))
+        lease, slots = self._lease(state, keys, chunks)
         first_block = match.begin // self._block_tokens
         transfer = TransferJob(
             id=self._new_id(),
             request_id=state.request_id,
             begin=match.begin,
             end=end,
-            chunks=array("I", range(match.first_chunk, match.first_chunk + len(keys))),
-            offsets=offsets,
-            generations=generations,
+            chunks=slots.chunks,
+            offsets=lease.slot_offsets() if lease is not None else array("Q"),
+            generations=lease.generations() if lease is not None else array("I"),
+            records=slots.records,
             first_block=first_block,
             block_ids=array("q", block_ids[first_block : -(-end // self._block_tokens)]),
             synchronous=not self._config.async_loading,
@@ -243,16 +254,18 @@ class TokenScheduler:
             keys.append(tail)
         return keys
 
-    def _lease(self, state: RequestState, keys: list[bytes]) -> tuple[ReadLease | None, array[int], array[int]]:
-        """vLLM has counted on the hit: what cannot be leased any more becomes a load that fails."""
+    def _lease(self, state: RequestState, keys: list[bytes], chunks: array[int]) -> tuple[ReadLease | None, Placed]:
+        """vLLM has counted on the hit: what cannot be had any more becomes a load that fails."""
+        placed = Placed(keys, chunks)
         try:
-            if state.lookup is None:
+            if state.lookup is None or state.namespace is None:
                 raise NotFound("its pins have ended")
-            lease = state.lookup.acquire(keys, for_worker=True)
+            if self._direct_loads:
+                placed = direct_loads.place(self.store, state.lookup, placed, state.namespace.id)
+            return state.lookup.acquire(placed.keys, for_worker=True), placed
         except LmcacheNativeError as error:
             logger.warning("request %s: a hit could not be leased, it will be recomputed: %s", state.request_id, error)
-            return None, array("Q"), array("I")
-        return lease, lease.slot_offsets(), lease.generations()
+            return None, Placed(keys, chunks)
 
     def sources(self, request: Any, external_tokens: int) -> dict[Any, int]:
         """The tiers of what is being loaded."""
@@ -261,7 +274,8 @@ class TokenScheduler:
         if state is None or load is None or state.lookup is None:
             return {compat.CacheHitSource.EXTERNAL_UNSPECIFIED: external_tokens} if external_tokens else {}
         _host, nvme = state.lookup.count_sources(load.keys)
-        disk_tokens = min(nvme * self._chunk_tokens, external_tokens)
+        direct = len(load.transfer.records.chunks) if load.transfer.records is not None else 0
+        disk_tokens = min((nvme + direct) * self._chunk_tokens, external_tokens)
         found = {compat.CacheHitSource.HOST: external_tokens - disk_tokens, compat.CacheHitSource.DISK: disk_tokens}
         return {source: tokens for source, tokens in found.items() if tokens}
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import time
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from lmcache_native.errors import DeadlineExceeded, LmcacheNativeError, Unavailable
 from lmcache_native.integration.vllm.copier_client import CopierClient
 from lmcache_native.integration.vllm.pages import TokenPages
+from lmcache_native.integration.vllm.record_loader import RecordLoader
 from lmcache_native.integration.vllm.transfer import (
     JobReport,
     NotStarted,
@@ -31,8 +32,13 @@ logger = get_logger(__name__)
 
 @dataclass(slots=True)
 class _Load:
+    """Has a part in the copier, one in the loader, or both; its reports are kept until the last has ended."""
+
     job: TransferJob
     cancel_at_s: float  # time.monotonic()
+    parts: int
+    report: JobReport | None = None
+    failed_items: list[int] = field(default_factory=list)
 
 
 class TokenWorker(CopierClient):
@@ -46,13 +52,17 @@ class TokenWorker(CopierClient):
         chunk_tokens: int,
         engine_id: str,
         rank: int,
+        ranks: int,
         copy_threads: int,
         load_timeout_s: float,
         layerwise: bool,
+        loader: RecordLoader | None = None,
     ) -> None:
+        """`loader`: for loads with records."""
         super().__init__(
             engine_id=engine_id,
             rank=rank,
+            ranks=ranks,
             device_type=pages.device_type,
             device_index=pages.device_index,
             paged_layout=pages.paged_layout,
@@ -66,12 +76,18 @@ class TokenWorker(CopierClient):
         self._layer_of = {name: min(index, pages.layers - 1) for index, name in enumerate(layer_names)}
         self._load_timeout_s = load_timeout_s
         self._layerwise = layerwise
+        self._loader = loader
         self._deferred: list[TransferJob] = []
         self._loads: dict[int, _Load] = {}
         self._layer_loads: list[int] = []  # synchronous loads that this step's layers wait for
         self._received: set[str] = set()
         self._failed_blocks: set[int] = set()
         self._report = TokenWorkerMetadata()
+
+    @property
+    def reads_nvme(self) -> bool:
+        """Whether it takes loads with records."""
+        return self._loader is not None
 
     # ---- a step, in vLLM's order --------------------------------------------------------------------------------------
 
@@ -86,8 +102,12 @@ class TokenWorker(CopierClient):
         """Before the forward pass when it needs a load of this step, else after it was launched."""
         now = time.monotonic()
         for job in meta.loads:
-            self._loads[job.id] = _Load(job, now + self._load_timeout_s)
-            self._submit(job, load=True)
+            with_slots = len(job.chunks) > 0
+            self._loads[job.id] = _Load(job, now + self._load_timeout_s, with_slots + (job.records is not None))
+            if with_slots:
+                self._submit(job, load=True)
+            if job.records is not None:
+                self._submit_records(job)
         needed = [job.id for job in meta.loads if job.synchronous and job.id in self._loads]
         if self._layerwise:
             self._layer_loads = needed
@@ -136,6 +156,7 @@ class TokenWorker(CopierClient):
 
     def shutdown(self) -> None:
         self.detach()
+        self._loader = None
         self._deferred.clear()
         self._loads.clear()
 
@@ -163,16 +184,35 @@ class TokenWorker(CopierClient):
             level = logging.ERROR if load or not isinstance(error, Unavailable) else logging.DEBUG
             logger.log(level, "%s job %d of request %s: %s", "load" if load else "store", job.id, job.request_id, error)
             self._report.not_started.append(NotStarted(self._rank, load, job.offsets, job.generations))
-            self._ended(job.id, JobReport(1, 0, 0.0, failed=True), range(len(job.chunks)))
+            self._part_ended(job.id, JobReport(1, 0, 0.0, failed=True), range(len(job.chunks)))
+
+    def _submit_records(self, job: TransferJob) -> None:
+        assert job.records is not None
+        first = len(job.chunks)
+        try:
+            if self._loader is None:
+                raise Unavailable("this worker reads no records")
+            items = copy_items(job, self.pages, self.chunk_tokens, job.records.chunks)
+            self._loader.submit(
+                job.id,
+                job.records,
+                items,
+                self.pages.block_ids(job.block_ids),
+                stream=self.stream(),
+                timeout_s=self._load_timeout_s,
+            )
+        except LmcacheNativeError as error:
+            logger.error("load job %d of request %s, from NVMe: %s", job.id, job.request_id, error)
+            self._part_ended(job.id, JobReport(1, 0, 0.0, failed=True), range(first, len(job.items)))
 
     def _wait_for_loads(self, job_ids: Sequence[int]) -> None:
         """At most until their deadline; what is late then is cancelled, and ends as failed."""
-        if self._copier is None:
-            return
         for job_id in job_ids:
-            left_s = max(self._loads[job_id].cancel_at_s - time.monotonic(), 0.0)
+            load = self._loads[job_id]
             try:
-                self._copier.wait([job_id], left_s)
+                for part in (self._copier, self._loader if load.job.records is not None else None):
+                    if part is not None:
+                        part.wait([job_id], max(load.cancel_at_s - time.monotonic(), 0.0))
             except DeadlineExceeded:
                 self._cancel(job_id)
                 self.wait_ended([job_id])
@@ -185,15 +225,40 @@ class TokenWorker(CopierClient):
                 self._cancel(job_id)
 
     def _cancel(self, job_id: int) -> None:
-        assert self._copier is not None
         logger.warning("load job %d took longer than %.1f s (blocking_timeout_secs): cancelled", job_id, self._load_timeout_s)
-        self._copier.cancel(array("Q", [job_id]))
+        if self._copier is not None:
+            self._copier.cancel(array("Q", [job_id]))
+        if self._loader is not None:
+            self._loader.cancel(array("Q", [job_id]))
+
+    def wait_ended(self, job_ids: Iterable[int]) -> None:
+        ids = list(job_ids)
+        super().wait_ended(ids)
+        if self._loader is not None:
+            self.wait_until_ended(self._loader, ids)
 
     def _poll(self) -> None:
         for done in self._copier.poll() if self._copier is not None else ():
             if not done.ok:
                 logger.error("%s job %d: %s", "load" if done.id in self._loads else "store", done.id, done.message)
-            self._ended(done.id, JobReport(1, done.bytes, done.seconds, failed=not done.ok), done.failed_items)
+            self._part_ended(done.id, JobReport(1, done.bytes, done.seconds, failed=not done.ok), done.failed_items)
+        for done in self._loader.poll() if self._loader is not None else ():
+            if not done.ok:
+                logger.error("load job %d, from NVMe: %s", done.id, done.message)
+            first = len(self._loads[done.id].job.chunks)
+            failed_items = [first + item for item in done.failed_items]
+            self._part_ended(done.id, JobReport(1, done.bytes, done.seconds, failed=not done.ok), failed_items)
+
+    def _part_ended(self, job_id: int, report: JobReport, failed_items: Sequence[int]) -> None:
+        load = self._loads.get(job_id)
+        if load is not None:
+            load.parts -= 1
+            load.failed_items += failed_items
+            load.report = report if load.report is None else replace(load.report.merged(report), ranks=1)
+            if load.parts > 0:
+                return
+            report, failed_items = load.report, load.failed_items
+        self._ended(job_id, report, failed_items)
 
     def _ended(self, job_id: int, report: JobReport, failed_items: Sequence[int]) -> None:
         self._report.ended[job_id] = report
@@ -204,5 +269,5 @@ class TokenWorker(CopierClient):
         if not job.synchronous:
             self._received.add(job.request_id)
         if report.failed:
-            for item in failed_items or range(len(job.chunks)):
+            for item in failed_items or range(len(job.items)):
                 self._failed_blocks |= blocks_of_item(job, item, self.chunk_tokens, self.pages.block_tokens)

@@ -13,6 +13,20 @@ from lmcache_native.integration.vllm.pages import TokenPages
 
 
 @dataclass(frozen=True, slots=True)
+class Records:
+    """Chunks of a load that the workers read from NVMe themselves. Nothing holds them where they are: each worker checks key,
+    namespace, sequence and bytes, and what does not hold is a failed load."""
+
+    chunks: array[int]  # "I": as TransferJob.chunks; arrays of one length
+    paths: array[int]  # "I": index of the engine's directory
+    offsets: array[int]  # "Q": bytes into its data file
+    image_bytes: array[int]  # "Q"
+    sequences: array[int]  # "Q": of the regions
+    keys: list[bytes]
+    namespace: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class TransferJob:
     """Tokens [begin, end) of one request, between its blocks and slots. Without slots: the chunks could not be leased."""
 
@@ -26,6 +40,12 @@ class TransferJob:
     first_block: int  # number in the request of block_ids[0]
     block_ids: array[int]  # "q": the engine's, of all blocks that hold [begin, end)
     synchronous: bool = False  # a load that this step's forward pass needs
+    records: Records | None = None  # chunks of a load without slots
+
+    @property
+    def items(self) -> list[int]:
+        """Numbers of all its chunks: those with slots, then records'."""
+        return [*self.chunks, *(self.records.chunks if self.records is not None else ())]
 
 
 @dataclass
@@ -78,7 +98,7 @@ class TokenWorkerMetadata(compat.KVConnectorWorkerMetadata):  # type: ignore[mis
 
 @dataclass(frozen=True, slots=True)
 class CopyItems:
-    """The arguments of PagedCopier.submit: one row per slot."""
+    """The arguments of PagedCopier.submit and DeviceLoader.submit: one row per chunk."""
 
     first_tokens: Any  # within the chunk
     tokens: Any
@@ -86,12 +106,13 @@ class CopyItems:
     token_in_block: Any
 
 
-def copy_items(job: TransferJob, pages: TokenPages, chunk_tokens: int) -> CopyItems:
-    """Cuts [begin, end) at chunk borders. Opaque pages: the copier's unit is a block, so that begin and chunks must be at borders
-    of blocks, and the block that holds the end is copied whole (it is the request's own, and what follows is computed)."""
+def copy_items(job: TransferJob, pages: TokenPages, chunk_tokens: int, job_chunks: array[int] | None = None) -> CopyItems:
+    """Cuts [begin, end) at chunk borders; `job_chunks`: by default those with slots. Opaque pages: the copier's unit is a block, so
+    that begin and chunks must be at borders of blocks, and the block that holds the end is copied whole (it is the request's own,
+    and what follows is computed)."""
     unit_tokens = pages.block_tokens if pages.opaque else 1
     block_tokens = pages.block_tokens if pages.opaque else pages.kernel_block_tokens
-    chunks = np.asarray(job.chunks, dtype=np.int64)
+    chunks = np.asarray(job.chunks if job_chunks is None else job_chunks, dtype=np.int64)
     first = np.maximum(chunks * chunk_tokens, job.begin)
     last = np.minimum((chunks + 1) * chunk_tokens, job.end)
     origin = job.first_block * pages.block_tokens // block_tokens
@@ -104,7 +125,8 @@ def copy_items(job: TransferJob, pages: TokenPages, chunk_tokens: int) -> CopyIt
 
 
 def blocks_of_item(job: TransferJob, item: int, chunk_tokens: int, block_tokens: int) -> set[int]:
-    """The engine's blocks (of block_tokens tokens) that the job's slot number `item` covers, in part or whole."""
-    begin = max(job.chunks[item] * chunk_tokens, job.begin)
-    end = min((job.chunks[item] + 1) * chunk_tokens, job.end)
+    """The engine's blocks (of block_tokens tokens) that job.items[item] covers, in part or whole."""
+    chunk = job.items[item]
+    begin = max(chunk * chunk_tokens, job.begin)
+    end = min((chunk + 1) * chunk_tokens, job.end)
     return set(job.block_ids[begin // block_tokens - job.first_block : -(-end // block_tokens) - job.first_block])

@@ -45,13 +45,14 @@ class _Load:
 class NativeOffloadingWorker(compat.OffloadingWorker, CopierClient):  # type: ignore[misc]
     """One thread, the model runner's, calls everything."""
 
-    def __init__(self, kv_caches: Any, *, engine_id: str, rank: int, blocks_per_chunk: int, copy_threads: int) -> None:
+    def __init__(self, kv_caches: Any, *, engine_id: str, rank: int, ranks: int, blocks_per_chunk: int, copy_threads: int) -> None:
         self.memory = PagedMemory.of(kv_caches)
         self._tensors = [tensor.tensor for tensor in kv_caches.tensors]
         CopierClient.__init__(
             self,
             engine_id=engine_id,
             rank=rank,
+            ranks=ranks,
             device_type=self.memory.device_type,
             device_index=self.memory.device_index,
             paged_layout=self.memory.paged_layout,

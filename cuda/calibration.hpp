@@ -1,0 +1,43 @@
+// Which path is the fastest here, for a layout on a device: measured once, and remembered in the user's cache folder.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "copy_path.hpp"
+#include "lmcn/kv_layout.hpp"
+#include "lmcn/status.hpp"
+
+namespace lmcn {
+
+/// GB/s (1e9 bytes), by device events.
+struct PathRate {
+  PathKind path = PathKind::kMemcpy;
+  double gather_gb_s = 0, scatter_gb_s = 0;
+  double of(CopyDirection direction) const { return direction == CopyDirection::kGather ? gather_gb_s : scatter_gb_s; }
+};
+
+struct Calibration {
+  std::vector<PathRate> rates;     // of what was measured
+  std::vector<std::string> notes;  // what was not, and why
+};
+
+/// The candidates worth measuring: long runs need no kernel.
+std::vector<PathKind> candidates_of(const CopyGeometry& geometry);
+
+/// Copies part of a chunk between memory of its own, on the device and registered on the host, in turns and both directions;
+/// medians. Whatever fails or does not fit into `budget` is a note: a candidate's first turn may pass the budget, no other begins
+/// after it. REQUIRES: the device is current on this thread, which waits for the device, by polling.
+Calibration measure_paths(const PagedKvLayout& paged, const SlotLayout& slot, int device, std::span<const PathKind> candidates,
+                          std::chrono::milliseconds budget);
+
+/// The fastest; within a twentieth of it the first in the order of PathKind. nullopt: nothing was measured.
+std::optional<PathKind> fastest(const Calibration& calibration, CopyDirection direction);
+
+/// "batch 23.1, memcpy 7.2"
+std::string describe(const Calibration& calibration, CopyDirection direction);
+
+}  // namespace lmcn

@@ -1,0 +1,266 @@
+// Which path is chosen, by figures that the fake runtime is told, and what is kept of it.
+#include "calibration.hpp"
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "calibration_cache.hpp"
+#include "cuda_fixture.hpp"
+
+namespace lmcn::copier_suite {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// A cache folder of its own; before the copier is made.
+class CacheFolder {
+ public:
+  CacheFolder() {
+    path_ = (fs::temp_directory_path() / "lmcn-calibration-XXXXXX").string();
+    if (::mkdtemp(path_.data()) == nullptr) throw std::runtime_error("mkdtemp " + path_);
+    ::setenv("XDG_CACHE_HOME", path_.c_str(), 1);
+  }
+  ~CacheFolder() {
+    ::unsetenv("XDG_CACHE_HOME");
+    fs::remove_all(path_);
+  }
+  CacheFolder(const CacheFolder&) = delete;
+  CacheFolder& operator=(const CacheFolder&) = delete;
+  fs::path folder() const { return fs::path(path_) / "lmcache-native" / "calibration"; }
+  std::vector<fs::path> files() const {
+    std::vector<fs::path> found;
+    for (const auto& entry : fs::directory_iterator(folder())) found.push_back(entry.path());
+    return found;
+  }
+
+ private:
+  std::string path_;
+};
+
+class CudaCalibration : public CacheFolder, public CudaFixture {
+ protected:
+  CudaCalibration() : CudaFixture("memcpy") { ::setenv("LMCN_COPY_PATH", "auto", 1); }
+
+  /// The fake's time: each call of `fast` takes 1 us, of the others 100.
+  void make_fast(const std::string& fast) {
+    for (const char* call : {"cudaMemcpyAsync", "cudaMemcpy2DAsync", "cuMemcpyBatchAsync", "kernel"}) {
+      fake_cuda::set_cost(call, call == fast ? 1 : 100);
+    }
+  }
+  std::unique_ptr<PagedCopier> make() {
+    auto made = backend_->make(paged_->layout(), slot_, arena_->base(), arena_->bytes(), case_.options);
+    EXPECT_TRUE(made.ok()) << made.status().to_string();
+    return made.ok() ? std::move(made).value() : nullptr;
+  }
+  CalibrationKey key() {
+    CalibrationKey key;
+    std::thread([&] {
+      const auto geometry = CopyGeometry::make(paged_->layout(), slot_, arena_->base(), arena_->bytes(), 1);
+      key = CalibrationKey::of(*geometry, slot_.chunk_tokens, kDevice).value();
+    }).join();
+    return key;
+  }
+  static std::string read(const fs::path& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+  static void write(const fs::path& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
+};
+
+TEST_F(CudaCalibration, TakesTheFastestAndSaysTheFigures) {
+  const std::map<std::string, std::string> path_of_call = {{"cuMemcpyBatchAsync", "batch"}, {"kernel", "kernel"}};
+  for (const auto& [call, path] : path_of_call) {
+    fs::remove_all(folder());
+    fake_cuda::reset();
+    make_fast(call);
+    const auto copier = make();
+    EXPECT_EQ(copier->name(), "cuda-" + path);
+    const std::string details = copier->details();
+    EXPECT_EQ(details.find("stores by " + path + " (GB/s: batch "), 0u) << details;
+    for (const char* other : {"memcpy ", "staged ", "kernel ", "loads by "})
+      EXPECT_NE(details.find(other), std::string::npos) << details;
+  }
+}
+
+TEST_F(CudaCalibration, AmongEquallyFastOnesTheOneThatLeavesTheDeviceToTheModel) {
+  Calibration calibration;
+  calibration.rates = {
+      {PathKind::kMemcpy, 10, 10}, {PathKind::kBatch, 24, 18}, {PathKind::kStaged, 24.5, 19.5}, {PathKind::kKernel, 25, 20}};
+  EXPECT_EQ(fastest(calibration, CopyDirection::kGather), PathKind::kBatch);
+  EXPECT_EQ(fastest(calibration, CopyDirection::kScatter), PathKind::kStaged);
+  EXPECT_EQ(fastest({}, CopyDirection::kGather), std::nullopt);
+}
+
+TEST_F(CudaCalibration, TouchesNeitherPagesNorSlotsAndLeavesNothingBehind) {
+  arena_->expect_unchanged();
+  copier_.reset();
+  const fake_cuda::State before = fake_cuda::state();
+  fake_cuda::reset();
+  make().reset();
+  EXPECT_GE(fake_cuda::calls("cudaEventElapsedTime"), 8);
+  EXPECT_EQ(paged_->compare(), "");
+  EXPECT_EQ(arena_->compare(), "");
+  const fake_cuda::State after = fake_cuda::state();
+  EXPECT_EQ(after.live_streams, before.live_streams);
+  EXPECT_EQ(after.live_events, before.live_events);
+  EXPECT_EQ(after.live_device_blocks, before.live_device_blocks);
+  EXPECT_EQ(after.live_host_blocks, before.live_host_blocks);
+  EXPECT_EQ(after.live_registrations, before.live_registrations);
+}
+
+// The scratch layouts keep strides of real ones; a copy that leaves its scratch memory is an error of the fake.
+TEST_F(CudaCalibration, MeasuresEveryLayout) {
+  for (const Case& c : all_cases()) {
+    if (c.block_tokens != 16 && c.order != Order::kOpaque && c.order != Order::kOpaqueInBlock) continue;
+    PagedModel paged(*backend_, c, 64);
+    const SlotLayout slot = SlotLayout::make(paged.layout(), c.chunk_tokens).value();
+    fake_cuda::set_cost("kernel", 1);
+    ASSERT_TRUE(cudaSetDevice(kDevice) == cudaSuccess);
+    const Calibration measured = measure_paths(paged.layout(), slot, kDevice, kAllPaths, std::chrono::milliseconds(0));
+    ASSERT_TRUE(cudaSetDevice(0) == cudaSuccess);
+    EXPECT_EQ(measured.notes, std::vector<std::string>()) << c.name();
+    EXPECT_EQ(measured.rates.size(), kAllPaths.size()) << c.name();
+    EXPECT_EQ(fake_cuda::fault(), "");
+    backend_->release_all();
+  }
+}
+
+TEST_F(CudaCalibration, LongRunsNeedNoKernel) {
+  const auto candidates = [](std::int64_t page_bytes) {
+    std::byte* const anywhere = reinterpret_cast<std::byte*>(1 << 20);
+    const PagedKvLayout paged = PagedKvLayout::opaque({anywhere}, 4, page_bytes, page_bytes);
+    const SlotLayout slot = SlotLayout::make(paged, 2).value();
+    return candidates_of(CopyGeometry::make(paged, slot, anywhere, 1 << 30, 0).value());
+  };
+  EXPECT_EQ(candidates(256 << 10), (std::vector{PathKind::kBatch, PathKind::kMemcpy}));
+  EXPECT_EQ(candidates((256 << 10) - 1).size(), 4u);
+}
+
+TEST_F(CudaCalibration, WhatFailsIsANoteAndTheOthersAreMeasured) {
+  make_fast("cuMemcpyBatchAsync");
+  fake_cuda::set_driver(12070);
+  const auto without_batch = make();
+  EXPECT_EQ(without_batch->name().find("batch"), std::string::npos);
+  EXPECT_NE(without_batch->details().find("; batch: cudaGetDriverEntryPointByVersion: invalid argument (1)"), std::string::npos)
+      << without_batch->details();
+  fs::remove_all(folder());
+  fake_cuda::reset();
+  fake_cuda::fail("cudaMalloc", 1, cudaErrorMemoryAllocation);
+  const auto nothing = make();
+  EXPECT_EQ(nothing->name(), "cuda-memcpy");
+  EXPECT_NE(nothing->details().find("; nothing measured: cudaMalloc: out of memory (2)"), std::string::npos) << nothing->details();
+  EXPECT_TRUE(files().empty()) << "a failure is not remembered";
+}
+
+TEST_F(CudaCalibration, IsKeptPrivateAndUsedAgain) {
+  make_fast("kernel");
+  EXPECT_EQ(make()->name(), "cuda-kernel");
+  ASSERT_EQ(files().size(), 1u);
+  struct stat status{};
+  ASSERT_EQ(::stat(files()[0].c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777, 0600u);
+  ASSERT_EQ(::stat(folder().c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777, 0700u);
+  fake_cuda::reset();
+  make_fast("cuMemcpyBatchAsync");
+  const auto again = make();
+  EXPECT_EQ(again->name(), "cuda-kernel") << "what was measured earlier";
+  EXPECT_NE(again->details().find("; measured earlier: " + files()[0].string()), std::string::npos) << again->details();
+  EXPECT_EQ(fake_cuda::calls("cudaEventElapsedTime"), 0);
+}
+
+TEST_F(CudaCalibration, EachDirectionHasItsOwn) {
+  Calibration known;
+  known.rates = {{PathKind::kBatch, 20, 5}, {PathKind::kMemcpy, 1, 1}, {PathKind::kStaged, 3, 6}, {PathKind::kKernel, 4, 22}};
+  ASSERT_TRUE(CalibrationCache::open()->store(key(), known).ok());
+  const auto copier = make();
+  EXPECT_EQ(copier->name(), "cuda-batch+kernel");
+  EXPECT_EQ(copier->details().find("stores by batch (GB/s: batch 20.0, memcpy 1.0, staged 3.0, kernel 4.0); loads by kernel (GB/s: "
+                                   "batch 5.0, memcpy 1.0, staged 6.0, kernel 22.0); measured earlier: "),
+            0u)
+      << copier->details();
+  copier_ = make();
+  ASSERT_TRUE(copier_->submit(job(1, CopyDirection::kGather, {0})).ok());
+  EXPECT_EQ(only_result(1).message, "");
+  expect_gathered(0);
+  EXPECT_EQ(arena_->compare(), "");
+}
+
+// Anything but exactly what was written for this key is as good as absent.
+TEST_F(CudaCalibration, BadContentIsMadeAnew) {
+  make_fast("kernel");
+  make().reset();
+  const fs::path file = files().at(0);
+  const std::string good = read(file);
+  const Result<CalibrationCache> cache = CalibrationCache::open();
+  ASSERT_TRUE(cache.ok());
+  ASSERT_TRUE(cache->load(key()));
+  int tried = 0;
+  const auto expect_ignored = [&](const std::string& text) {
+    write(file, text);
+    EXPECT_FALSE(cache->load(key())) << text;
+    ++tried;
+  };
+  for (std::size_t bytes = 0; bytes < good.size(); ++bytes) expect_ignored(good.substr(0, bytes));
+  for (std::size_t at = 0; at < good.size(); ++at) {
+    std::string bad = good;
+    bad[at] = static_cast<char>(bad[at] ^ 1);
+    expect_ignored(bad);
+  }
+  for (const char* more : {"\n", " ", "gb_s kernel 1 1\n"}) expect_ignored(good + more);
+  expect_ignored(std::string(1 << 20, 'x'));
+  EXPECT_GE(tried, 400);
+  fake_cuda::reset();
+  make_fast("cuMemcpyBatchAsync");
+  EXPECT_EQ(make()->name(), "cuda-batch");
+  EXPECT_TRUE(cache->load(key()));
+}
+
+TEST_F(CudaCalibration, AForeignFileIsIgnored) {
+  make_fast("kernel");
+  make().reset();
+  const fs::path file = files().at(0);
+  const Result<CalibrationCache> cache = CalibrationCache::open();
+  CalibrationKey other = key();
+  other.text.insert(other.text.find("device ") + 7, "another ");
+  ASSERT_NE(cache->path_of(other), file.string());
+  Calibration known;
+  known.rates = {{PathKind::kMemcpy, 9, 9}};
+  ASSERT_TRUE(cache->store(other, known).ok());
+  EXPECT_TRUE(cache->load(other));
+  fs::copy_file(cache->path_of(other), file, fs::copy_options::overwrite_existing);
+  EXPECT_FALSE(cache->load(key())) << "right in itself, but another device's";
+  // A link may lead anywhere.
+  fs::remove(file);
+  fs::create_symlink(cache->path_of(other), file);
+  EXPECT_FALSE(cache->load(key()));
+}
+
+TEST_F(CudaCalibration, AFolderThatOthersMayWriteIsNotUsed) {
+  ASSERT_TRUE(CalibrationCache::open().ok());
+  ::chmod(folder().c_str(), 0777);
+  EXPECT_EQ(CalibrationCache::open().status().code(), Code::kUnavailable);
+  const auto copier = make();
+  EXPECT_NE(copier->details().find("; not kept: " + folder().string()), std::string::npos) << copier->details();
+  EXPECT_TRUE(files().empty());
+  ::setenv("XDG_CACHE_HOME", "relative", 1);
+  ::setenv("HOME", "", 1);
+  EXPECT_EQ(CalibrationCache::open().status().to_string(), "unavailable: neither XDG_CACHE_HOME nor HOME is an absolute path");
+}
+
+TEST_F(CudaCalibration, WhatCannotBeWrittenIsANote) {
+  ASSERT_TRUE(CalibrationCache::open().ok());
+  fs::create_directory(CalibrationCache::open()->path_of(key()));  // rename() onto a folder fails
+  make_fast("kernel");
+  const auto copier = make();
+  EXPECT_EQ(copier->name(), "cuda-kernel");
+  EXPECT_NE(copier->details().find("; not kept: writing "), std::string::npos) << copier->details();
+  EXPECT_EQ(files().size(), 1u) << "no temporary file is left";
+}
+
+}  // namespace
+}  // namespace lmcn::copier_suite
