@@ -752,16 +752,3 @@ def clear_store(path: str, *, older_than_s: int | None = None, namespace: bytes 
     Takes records out of a store directory that nobody has open, for good: all of them, or those of regions opened at least older_than_s
     ago, or those of one namespace (32 bytes). Errors as of inspect_store(); after IoError call it again.
     """
-
-def load_gds_plugin(path: str) -> str:
-    """
-    Opens liblmcn_gds.so, once in a process, and returns the version of kvikio that it was built for. What it needs is loaded
-    before (libkvikio.load_library()). Unavailable says what is missing. lmcache_native.gds does both.
-    """
-
-def probe_gds(directory: str, *, plugin: str = '', device: int = -1, bytes: int = 268435456, in_flight: int = 8) -> dict[str, str | float | bool]:
-    """
-    Writes and reads a private scratch file in `directory`, which is removed, by O_DIRECT and, with `plugin`, by kvikio: mode
-    (gds, compat, none), reason, gds_read, gds_write, host_read, host_write (10^9 bytes per second; 0: not measured), use_gds
-    (whether GDS is real and reads faster). IoError: the directory cannot hold the file.
-    """
