@@ -128,6 +128,17 @@ void init_done(nb::module_& module) {
           },
           "Indexes into the job's records.")
       .def_prop_ro(
+          "bad_items",
+          [](const DeviceLoadDone& done) {
+            std::vector<std::uint32_t> items;
+            for (const DeviceLoadFailure& failure : done.failed) {
+              const Code code = failure.status.code();
+              if (code == Code::kCorruption || code == Code::kFormatVersion) items.push_back(failure.item);
+            }
+            return items;
+          },
+          "Those of failed_items whose record does not hold; what else failed says nothing of the record.")
+      .def_prop_ro(
           "message",
           [](const DeviceLoadDone& done) { return done.failed.empty() ? std::string() : done.failed.front().status.to_string(); },
           "Why the first of them failed.");

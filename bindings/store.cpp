@@ -122,9 +122,9 @@ WriteLeaseObject reserve_engine_keys(const StoreObject& self, nb::bytes ns, nb::
   return reserve(self, deriver.ns(), keys, payload_bytes, for_worker);
 }
 
-RequestObject begin_request(const StoreObject& self, nb::bytes ns, std::uint64_t budget_bytes, double deadline_s) {
+RequestObject begin_request(const StoreObject& self, nb::bytes ns, std::uint64_t budget_bytes, double deadline_s, bool promote) {
   const NamespaceId id = namespace_id(ns, "namespace");
-  const RequestOptions options{budget_bytes, milliseconds(deadline_s, "promotion_deadline_s")};
+  const RequestOptions options{budget_bytes, milliseconds(deadline_s, "promotion_deadline_s"), promote};
   const std::shared_ptr<TieredStore> store = self.get();
   nb::gil_scoped_release release;
   return {store, store->begin_request(id, options)};
@@ -196,8 +196,9 @@ void define_data_path(nb::class_<StoreObject>& store) {
                    "int, *, for_worker: bool = False) -> WriteLease"),
            "reserve() by the engine's own keys, derived natively (KeyDeriver).")
       .def("begin_request", begin_request, nb::arg("namespace"), nb::kw_only(), nb::arg("promotion_budget_bytes") = 0,
-           nb::arg("promotion_deadline_s") = 0.0,
-           "One engine request's lookups, promotions and pins. 0: the store's budget and deadline.")
+           nb::arg("promotion_deadline_s") = 0.0, nb::arg("promote") = true,
+           "One engine request's lookups, promotions and pins. 0: the store's budget and deadline. promote false: what is on NVMe "
+           "alone is a miss.")
       .def("acquire", acquire, nb::arg("namespace"), nb::arg("keys").none(), nb::arg("timeout_s") = 10.0,
            nb::sig("def acquire(self, namespace: bytes, keys: lmcache_native._types.Keys, timeout_s: float = 10.0) -> ReadLease"),
            "Promotes what is only on NVMe, waits at most timeout_s, and leases the leading part that could be had. NotFound when "
@@ -228,7 +229,21 @@ void define_data_path(nb::class_<StoreObject>& store) {
           "offset in its\n"
           "data.000, bytes of the slot image, region sequence). Nothing holds them there: the reader checks the header's key, "
           "namespace and region\n"
-          "sequence and the payload's checksums. Counts as a use. Memory only.")
+          "sequence and the payload's checksums. Counts as a hit. Memory only.")
+      .def(
+          "record_failed",
+          [](const StoreObject& self, nb::bytes key, std::uint32_t path, std::uint64_t offset_bytes,
+             std::uint64_t region_sequence) {
+            const ChunkKey native = chunk_key(key, "key");
+            RecordPlace place;
+            place.path = path;
+            place.offset_bytes = offset_bytes;
+            place.region_sequence = region_sequence;
+            without_gil(self, [&](TieredStore& store) { store.record_failed(native, place); });
+          },
+          nb::arg("key"), nb::arg("path"), nb::arg("offset_bytes"), nb::arg("region_sequence"),
+          "For who read a record where locate() said and found that it does not hold: forgotten, unless another has taken its "
+          "place since.")
       .def(
           "erase",
           [](const StoreObject& self, nb::bytes key) {

@@ -438,9 +438,9 @@ class Store:
     def reserve_engine_keys(self, namespace: bytes, engine_keys: Sequence[bytes], payload_bytes: int, *, for_worker: bool = False) -> WriteLease:
         """reserve() by the engine's own keys, derived natively (KeyDeriver)."""
 
-    def begin_request(self, namespace: bytes, *, promotion_budget_bytes: int = 0, promotion_deadline_s: float = 0.0) -> Request:
+    def begin_request(self, namespace: bytes, *, promotion_budget_bytes: int = 0, promotion_deadline_s: float = 0.0, promote: bool = True) -> Request:
         """
-        One engine request's lookups, promotions and pins. 0: the store's budget and deadline.
+        One engine request's lookups, promotions and pins. 0: the store's budget and deadline. promote false: what is on NVMe alone is a miss.
         """
 
     def acquire(self, namespace: bytes, keys: lmcache_native._types.Keys, timeout_s: float = 10.0) -> ReadLease:
@@ -456,7 +456,12 @@ class Store:
         """
         Where those of `keys` that are on NVMe lie, for a reader of its own: (position in keys, index of the directory, byte offset in its
         data.000, bytes of the slot image, region sequence). Nothing holds them there: the reader checks the header's key, namespace and region
-        sequence and the payload's checksums. Counts as a use. Memory only.
+        sequence and the payload's checksums. Counts as a hit. Memory only.
+        """
+
+    def record_failed(self, key: bytes, path: int, offset_bytes: int, region_sequence: int) -> None:
+        """
+        For who read a record where locate() said and found that it does not hold: forgotten, unless another has taken its place since.
         """
 
     def erase(self, key: bytes) -> bool:
@@ -666,6 +671,12 @@ class DeviceLoadDone:
     @property
     def failed_items(self) -> list[int]:
         """Indexes into the job's records."""
+
+    @property
+    def bad_items(self) -> list[int]:
+        """
+        Those of failed_items whose record does not hold; what else failed says nothing of the record.
+        """
 
     @property
     def message(self) -> str:

@@ -51,7 +51,10 @@ def load_plugin(path: str | None = None) -> str:
         libkvikio = importlib.import_module("libkvikio")
     except ImportError as error:
         raise Unavailable("GPUDirect Storage: the package libkvikio is missing: pip install 'lmcache-native[gds]'") from error
-    libkvikio.load_library()
+    try:
+        libkvikio.load_library()
+    except Exception as error:  # it looks for CUDA's libraries and says in several ways that one is missing
+        raise Unavailable(f"GPUDirect Storage: libkvikio does not load: {error}") from error
     _native.load_gds_plugin(str(plugin))
     return str(plugin)
 
@@ -83,11 +86,15 @@ def probe(
 def choose(
     use_gds: str, directory: str, *, device: int, plugin: str | None = None, file_bytes: int = 256 << 20, in_flight: int = 8
 ) -> GdsChoice:
-    """What `use_gds` (auto, on, off) means here. off loads nothing. auto takes GDS when it is real and reads faster. on takes it
-    when it is real, and raises Unavailable with what is missing when it is not."""
+    """What `use_gds` (auto, on, off) means here. off loads nothing; else judge() of a probe."""
     if use_gds == "off":
         return GdsChoice(False, "use_gds=off")
-    found = probe(directory, device=device, plugin=plugin, file_bytes=file_bytes, in_flight=in_flight)
+    return judge(use_gds, directory, probe(directory, device=device, plugin=plugin, file_bytes=file_bytes, in_flight=in_flight))
+
+
+def judge(use_gds: str, directory: str, found: GdsProbe) -> GdsChoice:
+    """auto takes GDS when it is real and reads faster. on takes it when it is real, and raises Unavailable with what is missing
+    when it is not."""
     rates = f"GDS reads {found.gds_read:.2f} GB/s, host memory {found.host_read:.2f} GB/s"
     if found.mode != "gds":
         if use_gds == "on":

@@ -165,6 +165,7 @@ class ReadLease {
 struct RequestOptions {
   std::uint64_t promotion_budget_bytes = 0;         // 0: the store's
   std::chrono::milliseconds promotion_deadline{0};  // 0: the store's
+  bool promote = true;                              // false: what is on NVMe alone is a miss, and nobody's refusal
 };
 
 /// One engine request's view: key-by-key lookups with a memo, promotions within a budget, pins. Pins are dropped by end(), the
@@ -225,9 +226,12 @@ class TieredStore {
   virtual void job_not_started(std::uint32_t rank, std::span<const SlotRef> slots, bool load) = 0;
 
   virtual void touch(std::span<const ChunkKey> keys) = 0;
-  /// Those of `keys` that are on NVMe, ascending by position, whatever is in host memory too. Counts as a use of each: reclaim then
-  /// keeps it rather than others. Memory only.
+  /// Those of `keys` that are on NVMe, ascending by position, whatever is in host memory too. Counts as a hit on NVMe and a use of
+  /// each: reclaim then keeps it rather than others. Memory only.
   virtual std::vector<RecordPlace> locate(std::span<const ChunkKey> keys) = 0;
+  /// For who read the record of `key` at `place` and found that it does not hold: forgotten, as one that this store read and found
+  /// bad, unless another has taken its place since. Memory only.
+  virtual void record_failed(const ChunkKey& key, const RecordPlace& place) = 0;
   /// Drops one chunk from every tier. false: absent. A crash before the next checkpoint may bring its NVMe record back.
   virtual bool erase(const ChunkKey& key) = 0;
   /// Drops everything, at once in memory; on NVMe by the keeper thread within milliseconds. Slots under leases or with worker

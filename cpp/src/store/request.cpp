@@ -21,6 +21,7 @@ std::int64_t coarse_now_ns() noexcept {
 RequestImpl::RequestImpl(StoreCore& core, const NamespaceId& ns, const RequestOptions& options)
     : core_(core),
       deriver_(ns),
+      promote_(options.promote),
       budget_bytes_(options.promotion_budget_bytes != 0 ? options.promotion_budget_bytes : core.promotion_budget_bytes),
       deadline_(options.promotion_deadline.count() != 0 ? options.promotion_deadline : core.options.promotion_deadline),
       last_lookup_ns_(coarse_now_ns()) {
@@ -178,7 +179,7 @@ Presence RequestImpl::look(Item& item) {
     case HostState::kNone:
       break;
   }
-  if (item.refused || !core_.log || !core_.on_nvme(entry)) return Presence::kMiss;
+  if (item.refused || !promote_ || !core_.log || !core_.on_nvme(entry)) return Presence::kMiss;
   const std::uint64_t bytes = core_.allocator->class_bytes(std::uint64_t{entry.extent.pages} * kPageBytes);
   if (!may_pin(bytes, true)) return refuse(item);
   const SlotId slot = core_.start_promotion(id, deriver_.ns());

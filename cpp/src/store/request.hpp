@@ -67,6 +67,7 @@ class RequestImpl final : public Request {
 
   StoreCore& core_;
   KeyDeriver deriver_;
+  const bool promote_;
   const std::uint64_t budget_bytes_;
   const std::chrono::milliseconds deadline_;
   std::vector<Item> items_;

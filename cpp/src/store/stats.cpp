@@ -53,7 +53,7 @@ StoreStats StoreCore::stats() const {
   s.promotions_in_flight = promotions_in_flight;
   s.requests = requests.size();
   s.attached_ranks = rendezvous ? rendezvous->attached_ranks() : 0;
-  s.corrupt_records = log_stats.corrupt_reads;
+  s.corrupt_records += log_stats.corrupt_reads;  // what readers of their own told is there already
   s.stale_reads = log_stats.stale_reads;
   s.misplaced_reads = log_stats.misplaced_reads;
   s.read_errors = log_stats.read_errors;

@@ -143,8 +143,22 @@ std::vector<RecordPlace> StoreCore::locate(std::span<const ChunkKey> keys) {
     place->position = i;
     places.push_back(*place);
     count_hit(index.entry(id));
+    ++counters.hits_nvme;
   }
   return places;
+}
+
+void StoreCore::record_failed(const ChunkKey& key, const RecordPlace& place) {
+  if (inherited()) return;
+  std::lock_guard lock(mu);
+  const EntryId id = index.find(key);
+  if (!log || id == kNoEntry || !index.entry(id).extent.valid()) return;
+  const std::optional<RecordPlace> now = log->place(index.entry(id).extent);
+  if (!now || now->path != place.path || now->offset_bytes != place.offset_bytes || now->region_sequence != place.region_sequence)
+    return;
+  ++counters.corrupt_records;
+  drop_extent(id);
+  changed();
 }
 
 bool StoreCore::erase(const ChunkKey& key) {

@@ -325,6 +325,8 @@ class _Merging:
                 self._error(self.items["use_gds"].given.must_be("auto or off without local_disk"))
             elif self.config.get("layerwise"):
                 self._refuse_row("use_gds", "auto or off with use_layerwise: records are read whole")
+            elif self.config.get("retrieve_nvme") is False:
+                self._error(self.items["use_gds"].given.must_be("auto or off where retrieve_locations leaves NVMe out"))
         if {"gds_path", "use_gds"} & self.failed:
             self.config.pop("gds_buffer_bytes", None)
             self.config.pop("use_gds", None)

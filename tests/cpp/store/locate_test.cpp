@@ -77,6 +77,39 @@ TEST_F(Locate, AReusedRegionShowsAnotherSequence) {
   EXPECT_FALSE(whole && slot_header(image.data())->region_sequence == before[0].region_sequence);
 }
 
+TEST_F(Locate, ARecordThatDoesNotHoldIsForgottenWhereItWas) {
+  open();
+  put_all(0, 4);
+  flush();
+  const std::vector<RecordPlace> places = store->locate(keys(0, 4));
+  ASSERT_EQ(places.size(), 4u);
+  RecordPlace other = places[1];
+  ++other.region_sequence;
+  store->record_failed(key(1), other);
+  other = places[1];
+  other.offset_bytes += kPageBytes;
+  store->record_failed(key(1), other);
+  store->record_failed(key(99), places[1]);
+  EXPECT_EQ(store->locate(keys(0, 4)).size(), 4u);
+  EXPECT_EQ(store->stats().corrupt_records, 0u);
+  store->record_failed(key(1), places[1]);
+  EXPECT_EQ(store->locate(keys(0, 4)).size(), 3u);
+  EXPECT_EQ(store->stats().corrupt_records, 1u);
+  EXPECT_EQ(get(1), "hit") << "host memory has it still";
+  EXPECT_EQ(store->stats().hits_nvme, 11u);
+}
+
+TEST_F(Locate, WithoutPromotionWhatIsOnNvmeIsAMissThatCountsNowhere) {
+  open();
+  put_all(0, 4);
+  evict_all(1000);
+  ASSERT_TRUE(on_nvme_only(0));
+  auto request = store->begin_request(ns, {.promote = false});
+  EXPECT_EQ(request->lookup(key(0)), Presence::kMiss);
+  EXPECT_EQ(store->stats().promotion_refusals, 0u);
+  EXPECT_EQ(store->stats().promotions_in_flight, 0u);
+}
+
 TEST_F(Locate, NothingWithoutNvme) {
   options.directories = {};
   options.nvme_bytes = 0;

@@ -73,21 +73,62 @@ def failed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+def damage(engine: Engine, data: Path, tokens: list[int], chunk: int) -> None:
+    ((_position, _path, offset, _bytes, _sequence),) = engine.scheduler.store.locate(keys_of(engine, tokens)[chunk : chunk + 1])
+    with data.open("r+b") as file:
+        file.seek(offset + HEADER_BYTES + 100)
+        (byte,) = file.read(1)
+        file.seek(offset + HEADER_BYTES + 100)
+        file.write(bytes([byte ^ 1]))
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_damaged_record_is_recomputed(make: Make, tmp_path: Path, ranks: int, failed: list[str]) -> None:
     engine = make(chunk=24, ranks=ranks, directory=tmp_path / "kv", direct=True)
     tokens = prompt(20, 125)
     engine.answered(tokens)
     evict(engine, tokens)
-    ((_position, _path, offset, _bytes, _sequence),) = engine.scheduler.store.locate(keys_of(engine, tokens)[2:3])
-    with (tmp_path / "kv" / "data.000").open("r+b") as file:
-        file.seek(offset + HEADER_BYTES + 100)
-        (byte,) = file.read(1)
-        file.seek(offset + HEADER_BYTES + 100)
-        file.write(bytes([byte ^ 1]))
+    damage(engine, tmp_path / "kv" / "data.000", tokens, 2)
     name = engine.ask(tokens)
     engine.drain()  # which checks every byte that was read
     assert failed == [name]
+
+
+def test_damaged_record_is_stored_anew(make: Make, tmp_path: Path, failed: list[str]) -> None:
+    engine = make(chunk=24, directory=tmp_path / "kv", direct=True)
+    tokens = prompt(20, 125)
+    engine.answered(tokens)
+    evict(engine, tokens)
+    damage(engine, tmp_path / "kv" / "data.000", tokens, 2)
+    engine.ask(tokens)
+    engine.drain()
+    assert (len(failed), engine.stats["corrupt_records"], engine.stats["promotion_refusals"]) == (1, 1, 0)
+    engine.answered(tokens)
+    evict(engine, tokens)
+    hits = engine.stats["hits_nvme"]
+    assert engine.answered(tokens) == 120
+    assert engine.stats["hits_nvme"] == hits + 5
+    assert len(failed) == 1
+    assert engine.scheduler._direct_loads
+
+
+def test_reads_that_fail_send_loads_through_host_memory(make: Make, tmp_path: Path, failed: list[str]) -> None:
+    engine = make(chunk=24, directory=tmp_path / "kv", direct=True)
+    tokens = prompt(20, 125)
+    engine.answered(tokens)
+    evict(engine, tokens)
+    loader = engine.workers[0]._loader
+    assert loader is not None
+    loader._files = [str(tmp_path / "gone")]
+    engine.ask(tokens)
+    engine.drain()
+    assert len(failed) == 1
+    assert not engine.scheduler._direct_loads
+    assert engine.stats["corrupt_records"] == 0
+    evict(engine, tokens)
+    promoted = engine.stats["promoted_chunks"]
+    assert engine.answered(tokens) == 120
+    assert engine.stats["promoted_chunks"] == promoted + 5
 
 
 def test_record_whose_region_was_reused_is_recomputed(
@@ -141,7 +182,7 @@ def test_random_days(make: Make, seed: int, ranks: int, tmp_path: Path, monkeypa
     numbers = itertools.count()
 
     def fill_host_memory(engine: Engine, generator: random.Random) -> None:
-        if generator.random() < 0.02:
+        if generator.random() < 0.05:
             store = engine.scheduler.store
             store.flush(10.0)
             payload = bytes(engine.scheduler._chunk_bytes)
@@ -150,4 +191,4 @@ def test_random_days(make: Make, seed: int, ranks: int, tmp_path: Path, monkeypa
 
     engine = random_day(make, seed, ranks, tmp_path / "kv", fill_host_memory, direct=True)
     assert engine.stats["promoted_chunks"] == 0
-    assert sum(read) > 20
+    assert sum(read) > 0

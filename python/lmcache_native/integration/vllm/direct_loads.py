@@ -26,8 +26,8 @@ class Placed:
 
 
 def leading_hits(store: Store, lookup: Request, keys: Any) -> tuple[int, int]:
-    """How many leading keys are in host memory, and pinned now, or on NVMe; and the Presence of the next. `lookup` must have a
-    budget in which no promotion fits."""
+    """How many leading keys are in host memory, and pinned now, or on NVMe; and the Presence of the next. `lookup` must start
+    no promotions."""
     hits = 0
     while True:
         in_host, following = lookup.lookup_prefix(keys[hits:])
@@ -59,6 +59,12 @@ def place(store: Store, lookup: Request, wanted: Placed, namespace: bytes) -> Pl
         namespace=namespace,
     )
     return Placed(_only(wanted.keys, in_host, True), array("I", _only(wanted.chunks, in_host, True)), records)
+
+
+def forget_bad(store: Store, records: Records, indexes: Sequence[int]) -> None:
+    """So that they are stored anew."""
+    for i in indexes:
+        store.record_failed(records.keys[i], records.paths[i], records.offsets[i], records.sequences[i])
 
 
 def _only(values: Sequence[Any], flags: list[bool], wanted: bool) -> list[Any]:

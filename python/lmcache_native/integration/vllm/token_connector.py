@@ -151,6 +151,9 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
         scheme = namespace.token_scheme(agreed.chunk_tokens, block_tokens if agreed.opaque else None)
         description = namespace.describe(self._vllm_config, self._config, agreed, self._group, scheme)
         namespaces = namespace.Namespaces(description)
+        readers = sorted(rank for rank, worker in metadata.items() if worker.reads_nvme)
+        if 0 < len(readers) < world:
+            logger.warning("only ranks %s of %d can read NVMe themselves: loads go through host memory", readers, world)
         self._scheduler = TokenScheduler(
             self._config,
             self._opening.open(agreed.rank_bytes),
@@ -159,7 +162,7 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
             chunk_bytes=agreed.rank_bytes * world,
             block_tokens=block_tokens,
             partial_chunks=not agreed.opaque,
-            direct_loads=all(worker.reads_nvme for worker in metadata.values()),
+            direct_loads=len(readers) == world,
             forget_blocks=self._forget_blocks,
         )
         pages_text = f"blocks of {block_tokens} tokens " + ("as opaque pages" if agreed.opaque else "addressed by token")

@@ -33,7 +33,6 @@ from lmcache_native.logging import get_logger
 logger = get_logger(__name__)
 
 CLOSE_TIMEOUT_S = 2.0
-NO_BYTES = 1  # a promotion budget in which no chunk fits
 
 
 class TokenScheduler:
@@ -102,8 +101,7 @@ class TokenScheduler:
         keys = state.keys.whole(state.request.num_tokens)
         found = self.store.lookup(keys)
         size = found.hit * self._chunk_bytes
-        promotes = self._config.retrieve_nvme and not self._direct_loads
-        if found.nvme == 0 or not promotes or self._prefetched_bytes + size > self._config.host_bytes // 4:
+        if found.nvme == 0 or not self._promotes or self._prefetched_bytes + size > self._config.host_bytes // 4:
             return
         self._begin_lookup(state).prefetch(keys)
         state.prefetched_bytes = size
@@ -111,11 +109,15 @@ class TokenScheduler:
 
     def _begin_lookup(self, state: RequestState) -> Any:
         if state.lookup is None:
-            promotes = self._config.retrieve_nvme and not self._direct_loads
-            budget = self._config.promotion_budget_bytes if promotes else NO_BYTES
             assert state.namespace is not None
-            state.lookup = self.store.begin_request(state.namespace.id, promotion_budget_bytes=budget)
+            state.lookup = self.store.begin_request(
+                state.namespace.id, promotion_budget_bytes=self._config.promotion_budget_bytes, promote=self._promotes
+            )
         return state.lookup
+
+    @property
+    def _promotes(self) -> bool:
+        return self._config.retrieve_nvme and not self._direct_loads
 
     def _end_lookup(self, state: RequestState) -> None:
         self._prefetched_bytes -= state.prefetched_bytes
@@ -400,6 +402,12 @@ class TokenScheduler:
             job.lease.release()
         self._end_lookup(state)
         tokens = transfer.end - transfer.begin
+        records = transfer.records
+        if records is not None:
+            direct_loads.forget_bad(self.store, records, job.report.bad_records)
+            if job.report.no_more_records and self._direct_loads:
+                logger.warning("workers read NVMe themselves no more; loads go through host memory")
+                self._direct_loads = False
         if job.report.failed:
             state.may_load = False  # or it might fail for ever
             quickstart_log.load_failed(state.request_id, tokens, len(transfer.block_ids))

@@ -203,7 +203,8 @@ class TokenWorker(CopierClient):
             )
         except LmcacheNativeError as error:
             logger.error("load job %d of request %s, from NVMe: %s", job.id, job.request_id, error)
-            self._part_ended(job.id, JobReport(1, 0, 0.0, failed=True), range(first, len(job.items)))
+            report = JobReport(1, 0, 0.0, failed=True, no_more_records=True)
+            self._part_ended(job.id, report, range(first, len(job.items)))
 
     def _wait_for_loads(self, job_ids: Sequence[int]) -> None:
         """At most until their deadline; what is late then is cancelled, and ends as failed."""
@@ -242,12 +243,18 @@ class TokenWorker(CopierClient):
             if not done.ok:
                 logger.error("%s job %d: %s", "load" if done.id in self._loads else "store", done.id, done.message)
             self._part_ended(done.id, JobReport(1, done.bytes, done.seconds, failed=not done.ok), done.failed_items)
-        for done in self._loader.poll() if self._loader is not None else ():
+        if self._loader is not None:
+            self._poll_loader(self._loader)
+
+    def _poll_loader(self, loader: RecordLoader) -> None:
+        for done in loader.poll():
             if not done.ok:
                 logger.error("load job %d, from NVMe: %s", done.id, done.message)
             first = len(self._loads[done.id].job.chunks)
-            failed_items = [first + item for item in done.failed_items]
-            self._part_ended(done.id, JobReport(1, done.bytes, done.seconds, failed=not done.ok), failed_items)
+            bad = tuple(done.bad_items)
+            no_more = loader.given_up or len(bad) < len(done.failed_items)
+            report = JobReport(1, done.bytes, done.seconds, not done.ok, bad, no_more)
+            self._part_ended(done.id, report, [first + item for item in done.failed_items])
 
     def _part_ended(self, job_id: int, report: JobReport, failed_items: Sequence[int]) -> None:
         load = self._loads.get(job_id)

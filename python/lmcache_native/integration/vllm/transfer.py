@@ -65,10 +65,17 @@ class JobReport:
     bytes: int
     seconds: float  # of the slowest rank
     failed: bool
+    bad_records: tuple[int, ...] = ()  # indexes into TransferJob.records: they do not hold
+    no_more_records: bool = False  # a read failed for another reason, or went another way than was chosen: not worth it any more
 
     def merged(self, other: JobReport) -> JobReport:
         return JobReport(
-            self.ranks + other.ranks, self.bytes + other.bytes, max(self.seconds, other.seconds), self.failed or other.failed
+            self.ranks + other.ranks,
+            self.bytes + other.bytes,
+            max(self.seconds, other.seconds),
+            self.failed or other.failed,
+            tuple(sorted({*self.bad_records, *other.bad_records})),
+            self.no_more_records or other.no_more_records,
         )
 
 
