@@ -99,7 +99,7 @@ Result<std::unique_ptr<DeviceLoader>> make_device_loader(const PagedKvLayout& pa
 Result<const LmcnGdsPlugin*> load_gds_plugin(const std::string& path, std::span<const std::string> libraries = {});
 
 struct GdsProbeOptions {
-  std::string directory;                  // of the store; a private scratch file is made there and removed
+  std::string directory;                  // of the store; a private scratch file is made there, without a name
   const LmcnGdsPlugin* plugin = nullptr;  // null: only the host path is measured
   int device = -1;                        // as in DeviceLoaderOptions
   std::uint64_t bytes = 256ull << 20;     // of the scratch file; rounded down to pieces of 2 MiB, at least one
