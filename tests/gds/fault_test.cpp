@@ -195,6 +195,17 @@ TEST_F(Probe, WheneverTheProcessDiesNoScratchFileIsLeft) {
   EXPECT_EQ(names, 0);
 }
 
+TEST(ProbeResult, GdsIsUsedWhereItReadsMoreThanATenthFaster) {
+  const auto uses = [](const char* mode, double gds_read) {
+    return GdsProbe{.mode = mode, .reason = "", .gds_read = gds_read, .host_read = 10}.use_gds();
+  };
+  EXPECT_FALSE(uses("gds", 9));
+  EXPECT_FALSE(uses("gds", 10.9)) << "within what one pass is off by";
+  EXPECT_TRUE(uses("gds", 11.1));
+  EXPECT_FALSE(uses("compat", 20));
+  EXPECT_FALSE(uses("none", 20));
+}
+
 TEST_F(Probe, ADirectoryThatIsNotThere) {
   probing.directory += "/none";
   const Result<GdsProbe> probe = probe_gds(probing);
