@@ -29,7 +29,7 @@ class GdsProbe:
     gds_write: float
     host_read: float
     host_write: float
-    use_gds: bool  # it is real, and reads faster
+    use_gds: bool  # it is real, and reads more than a tenth faster
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def choose(
 
 
 def judge(use_gds: str, directory: str, found: GdsProbe) -> GdsChoice:
-    """auto takes GDS when it is real and reads faster. on takes it when it is real, and raises Unavailable with what is missing
+    """auto takes GDS when it is real and clearly faster. on takes it when it is real, and raises Unavailable with what is missing
     when it is not."""
     rates = f"GDS reads {found.gds_read:.2f} GB/s, host memory {found.host_read:.2f} GB/s"
     if found.mode != "gds":
@@ -102,7 +102,7 @@ def judge(use_gds: str, directory: str, found: GdsProbe) -> GdsChoice:
         return GdsChoice(False, f"use_gds=auto: no GPUDirect Storage in {directory}: {found.reason}", found)
     if use_gds == "on" or found.use_gds:
         return GdsChoice(True, f"use_gds={use_gds}: {found.reason}; {rates}", found)
-    return GdsChoice(False, f"use_gds=auto: host memory is as fast: {rates}", found)
+    return GdsChoice(False, f"use_gds=auto: not more than a tenth faster than host memory: {rates}", found)
 
 
 def main(arguments: list[str] | None = None) -> int:

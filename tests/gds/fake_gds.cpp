@@ -15,12 +15,17 @@ struct LmcnGdsReader {
 namespace lmcn::load_test {
 namespace {
 
+void called() {
+  if (fake_gds().on_call) fake_gds().on_call();
+}
+
 int fail(LmcnGdsError error, const char* text) {
   std::snprintf(error.text, error.bytes, "%s", text);
   return 1;
 }
 
 int make(const LmcnGdsOptions*, LmcnGdsReader** reader, LmcnGdsError error) {
+  called();
   if (fake_gds().fault == Fault::kMake) return fail(error, "nvidia-fs is not loaded");
   *reader = new LmcnGdsReader;
   ++fake_gds().readers;
@@ -36,6 +41,7 @@ int register_memory(LmcnGdsReader*, void*, std::uint64_t bytes, LmcnGdsError) {
 }
 // A file's number is its descriptor.
 int open_file(LmcnGdsReader*, int fd, int writable, std::uint32_t* file, LmcnGdsError error) {
+  called();
   if (fake_gds().fault == Fault::kOpen) return fail(error, "file system not supported");
   const int own = ::open(("/proc/self/fd/" + std::to_string(fd)).c_str(), (writable != 0 ? O_RDWR : O_RDONLY) | O_CLOEXEC);
   if (own < 0) return fail(error, std::strerror(errno));
@@ -53,6 +59,7 @@ int state(LmcnGdsReader*, std::uint32_t, LmcnGdsState* state, LmcnGdsError) {
   return 0;
 }
 int read_file(LmcnGdsReader*, std::uint32_t file, std::uint64_t offset, void* memory, std::uint64_t bytes, LmcnGdsError error) {
+  called();
   FakeGds& fake = fake_gds();
   ++fake.reads;
   if (fake.fault == Fault::kHang) {
@@ -68,6 +75,7 @@ int read_file(LmcnGdsReader*, std::uint32_t file, std::uint64_t offset, void* me
 }
 int write_file(LmcnGdsReader*, std::uint32_t file, std::uint64_t offset, const void* memory, std::uint64_t bytes,
                LmcnGdsError error) {
+  called();
   if (::pwrite(static_cast<int>(file), memory, bytes, static_cast<off_t>(offset)) == static_cast<ssize_t>(bytes)) return 0;
   return fail(error, "short write");
 }

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 
 #include "copy/gds_plugin.h"
 
@@ -21,6 +22,7 @@ struct FakeGds {
   std::atomic<Fault> fault{Fault::kNone};
   std::atomic<bool> compat{true};
   std::atomic<std::uint64_t> registered_bytes{0};
+  std::function<void()> on_call;  // make, open, read and write begin with it; from any thread
   std::atomic<int> reads{0}, hanging{0}, open_files{0}, readers{0};
 };
 /// The one of this process.

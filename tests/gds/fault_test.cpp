@@ -1,4 +1,7 @@
 // What a loader does when GPUDirect Storage fails it, with a plugin that fails as it is told.
+#include <atomic>
+#include <filesystem>
+
 #include "fake_gds.hpp"
 #include "load_fixture.hpp"
 
@@ -16,6 +19,7 @@ class Fallback : public LoadFixture {
   ~Fallback() override {
     set(Fault::kNone);
     loader.reset();
+    fake_gds().on_call = nullptr;
     EXPECT_EQ(fake_gds().open_files, 0);
     EXPECT_EQ(fake_gds().readers, 0);
   }
@@ -175,6 +179,31 @@ TEST_F(Probe, WhatReadsOtherBytesThanWereWrittenIsNotUsed) {
     EXPECT_FALSE(probe->use_gds());
     expect_no_scratch();
   }
+}
+
+TEST_F(Probe, WheneverTheProcessDiesNoScratchFileIsLeft) {
+  probing.plugin = &kFakeGds;
+  std::atomic<int> calls{0}, names{0};
+  fake_gds().on_call = [&] {
+    ++calls;
+    if (!std::filesystem::is_empty(directory())) ++names;
+  };
+  const Result<GdsProbe> probe = probe_gds(probing);
+  ASSERT_TRUE(probe.ok()) << probe.status().to_string();
+  EXPECT_EQ(probe->mode, "compat") << probe->reason;
+  EXPECT_GE(calls, 1 + 1 + 3 * 4) << "make, open, and three passes over four pieces";
+  EXPECT_EQ(names, 0);
+}
+
+TEST(ProbeResult, GdsIsUsedWhereItReadsMoreThanATenthFaster) {
+  const auto uses = [](const char* mode, double gds_read) {
+    return GdsProbe{.mode = mode, .reason = "", .gds_read = gds_read, .host_read = 10}.use_gds();
+  };
+  EXPECT_FALSE(uses("gds", 9));
+  EXPECT_FALSE(uses("gds", 10.9)) << "within what one pass is off by";
+  EXPECT_TRUE(uses("gds", 11.1));
+  EXPECT_FALSE(uses("compat", 20));
+  EXPECT_FALSE(uses("none", 20));
 }
 
 TEST_F(Probe, ADirectoryThatIsNotThere) {

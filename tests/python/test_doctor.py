@@ -112,6 +112,26 @@ print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "vllm", "s
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
+def test_a_configuration_file_that_hangs_is_no_answer_and_the_others_are_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody_writes = tmp_path / "config.json"
+    os.mkfifo(nobody_writes)
+    monkeypatch.setenv("LMCACHE_CONFIG_FILE", str(nobody_writes))
+    program = f"""
+import sys
+from lmcache_native.cli import doctor, main
+doctor.TIMEOUT_S = 2.0
+sys.exit(main(["doctor", "--json", "--path", {str(tmp_path)!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stderr
+    facts = json.loads(done.stdout)["facts"]
+    (configuration,) = [fact for fact in facts if fact["area"] == "configuration"]
+    assert configuration["found"] == "no answer"
+    assert {fact["area"] for fact in facts} >= {"gpu", f"path {tmp_path}", "io", "memory", "engines"}
+
+
 def test_each_question_fails_alone() -> None:
     def raises() -> list[Fact]:
         raise RuntimeError("the device is on fire")

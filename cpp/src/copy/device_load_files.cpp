@@ -82,14 +82,18 @@ Result<std::shared_ptr<LoadFile>> LoadFile::open(const std::string& path, int fl
   ProcessFd fd = opened(O_DIRECT);
   if (!fd.valid() && (errno == EINVAL || errno == EOPNOTSUPP)) fd = opened(0);
   if (!fd.valid()) return cannot_open(path);
+  return adopt(path, std::move(fd), (flags & O_ACCMODE) != O_RDONLY, std::move(gds));
+}
+
+Result<std::shared_ptr<LoadFile>> LoadFile::adopt(std::string path, ProcessFd fd, bool writable, std::shared_ptr<GdsReader> gds) {
   struct stat found{};
   if (::fstat(fd.get(), &found) != 0) return Status::from_errno(errno, "fstat " + path);
   if (!S_ISREG(found.st_mode)) return Status(Code::kIoError, path + " is not a regular file");
-  std::shared_ptr<LoadFile> file(new LoadFile(path, std::move(fd), std::move(gds)));
+  std::shared_ptr<LoadFile> file(new LoadFile(std::move(path), std::move(fd), std::move(gds)));
   file->device_ = found.st_dev;
   file->inode_ = found.st_ino;
   if (file->gds_) {
-    Result<std::uint32_t> served = file->gds_->open(file->fd(), (flags & O_ACCMODE) != O_RDONLY);
+    Result<std::uint32_t> served = file->gds_->open(file->fd(), writable);
     if (served.ok()) {
       file->gds_file_ = *served;
     } else {

@@ -46,6 +46,8 @@ class LoadFile {
  public:
   /// kNotFound, kIoError. O_DIRECT, buffered where the file system refuses that. `gds` may be null.
   static Result<std::shared_ptr<LoadFile>> open(const std::string& path, int flags, std::shared_ptr<GdsReader> gds);
+  /// The same for an open file; `path` is for messages. The plugin opens it through /proc/self/fd: it need not have a name.
+  static Result<std::shared_ptr<LoadFile>> adopt(std::string path, ProcessFd fd, bool writable, std::shared_ptr<GdsReader> gds);
   ~LoadFile();
   LoadFile(const LoadFile&) = delete;
   LoadFile& operator=(const LoadFile&) = delete;

@@ -4,10 +4,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <random>
+#include <string>
 #include <thread>
 #include <utility>
 
@@ -143,37 +146,25 @@ class Prober {
   const Pattern pattern_;
 };
 
-/// Removed at the end of the block, also when something failed before.
-class ScratchFile {
- public:
-  static Result<ScratchFile> make(const std::string& directory, std::uint64_t bytes) {
-    std::random_device random;
-    for (int attempt = 0; attempt < 16; ++attempt) {
-      const std::string path = directory + "/.gds-probe-" + std::to_string(::getpid()) + "-" + std::to_string(random());
-      const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, S_IRUSR | S_IWUSR);
-      if (fd < 0 && errno == EEXIST) continue;
-      if (fd < 0) return Status::from_errno(errno, "create " + path);
-      ScratchFile made(path);
-      const int error = ::posix_fallocate(fd, 0, static_cast<off_t>(bytes));
-      ::close(fd);
-      if (error != 0) return Status::from_errno(error, "allocate " + std::to_string(bytes) + " bytes for " + path);
-      return made;
-    }
-    return Status(Code::kIoError, "no free name for a scratch file in " + directory);
+/// `bytes` of a file in `directory` that has lost its name: whenever this process dies, nothing is left. O_DIRECT where it can be.
+Result<std::shared_ptr<LoadFile>> make_scratch(const std::string& directory, std::uint64_t bytes) {
+  std::random_device random;
+  for (int attempt = 0; attempt < 16; ++attempt) {
+    std::string path = directory + "/.gds-probe-" + std::to_string(::getpid()) + "-" + std::to_string(random());
+    ProcessFd fd = ProcessFd::opened(
+        [&] { return ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, S_IRUSR | S_IWUSR); });
+    if (!fd.valid() && errno == EEXIST) continue;
+    if (!fd.valid()) return Status::from_errno(errno, "create " + path);
+    if (::unlink(path.c_str()) != 0) return Status::from_errno(errno, "unlink " + path);
+    if (const int error = ::posix_fallocate(fd.get(), 0, static_cast<off_t>(bytes)); error != 0)
+      return Status::from_errno(error, "allocate " + std::to_string(bytes) + " bytes for " + path);
+    const int flags = ::fcntl(fd.get(), F_GETFL);
+    if (flags < 0 || (::fcntl(fd.get(), F_SETFL, flags | O_DIRECT) != 0 && errno != EINVAL && errno != EOPNOTSUPP))
+      return Status::from_errno(errno, "fcntl " + path);
+    return LoadFile::adopt(std::move(path), std::move(fd), true, nullptr);
   }
-  ScratchFile(ScratchFile&& other) noexcept : path_(std::exchange(other.path_, {})) {}
-  ScratchFile& operator=(ScratchFile&&) = delete;
-  ~ScratchFile() { remove(); }
-
-  const std::string& path() const noexcept { return path_; }
-  void remove() {
-    if (!path_.empty()) ::unlink(std::exchange(path_, {}).c_str());
-  }
-
- private:
-  explicit ScratchFile(std::string path) : path_(std::move(path)) {}
-  std::string path_;
-};
+  return Status(Code::kIoError, "no free name for a scratch file in " + directory);
+}
 
 /// The scratch file as the plugin opens it, or why it does not.
 struct GdsSide {
@@ -181,7 +172,7 @@ struct GdsSide {
   GdsReader::State state;
   std::string failure;
 };
-GdsSide open_gds(const GdsProbeOptions& options, DeviceStage& stage, const std::string& path, bool allow_compat) {
+GdsSide open_gds(const GdsProbeOptions& options, DeviceStage& stage, const LoadFile& scratch, bool allow_compat) {
   GdsSide side;
   Result<std::shared_ptr<GdsReader>> reader = GdsReader::make(*options.plugin, options.in_flight, allow_compat);
   if (!reader.ok()) return {nullptr, {}, reader.status().message()};
@@ -189,14 +180,16 @@ GdsSide open_gds(const GdsProbeOptions& options, DeviceStage& stage, const std::
     if (Status status = (*reader)->register_memory(stage.base(), stage.bytes()); !status.ok())
       return {nullptr, {}, status.message()};
   }
-  Result<std::shared_ptr<LoadFile>> file = LoadFile::open(path, O_RDWR, std::move(reader).value());
+  ProcessFd fd = ProcessFd::opened([&] { return ::fcntl(scratch.fd(), F_DUPFD_CLOEXEC, 0); });
+  if (!fd.valid()) return {nullptr, {}, Status::from_errno(errno, "fcntl " + scratch.path()).message()};
+  Result<std::shared_ptr<LoadFile>> file = LoadFile::adopt(scratch.path(), std::move(fd), true, std::move(reader).value());
   if (!file.ok()) return {nullptr, {}, file.status().message()};
   Result<GdsReader::State> state = (*file)->gds_state();
   if (!state.ok()) return {nullptr, {}, state.status().message()};
   return {std::move(file).value(), std::move(state).value(), ""};
 }
 
-GdsSide choose_gds(const GdsProbeOptions& options, DeviceStage& stage, const std::string& path, GdsProbe& probe) {
+GdsSide choose_gds(const GdsProbeOptions& options, DeviceStage& stage, const LoadFile& scratch, GdsProbe& probe) {
   if (options.plugin == nullptr) {
     probe.reason = "the plugin is not loaded";
     return {};
@@ -204,7 +197,7 @@ GdsSide choose_gds(const GdsProbeOptions& options, DeviceStage& stage, const std
   if (options.device < 0) {
     probe.reason = "no CUDA device: GPUDirect Storage reads into device memory only";
   } else {
-    GdsSide real = open_gds(options, stage, path, false);
+    GdsSide real = open_gds(options, stage, scratch, false);
     if (real.file && !real.state.compat) {
       probe.mode = "gds";
       probe.reason = real.state.reason;
@@ -212,7 +205,7 @@ GdsSide choose_gds(const GdsProbeOptions& options, DeviceStage& stage, const std
     }
     probe.reason = real.file ? real.state.reason : real.failure;
   }
-  GdsSide compat = open_gds(options, stage, path, true);
+  GdsSide compat = open_gds(options, stage, scratch, true);
   if (compat.file) {
     probe.mode = "compat";
   } else {
@@ -247,11 +240,9 @@ Result<GdsProbe> probe_gds(const GdsProbeOptions& options) {
   const std::uint64_t pieces = std::max<std::uint64_t>(1, options.bytes / kPieceBytes);
   Result<std::unique_ptr<DeviceStage>> stage = make_stage(nullptr, nullptr, {kPieceBytes, options.in_flight}, options.device);
   if (!stage.ok()) return stage.status();
-  Result<ScratchFile> scratch = ScratchFile::make(options.directory, pieces * kPieceBytes);
-  if (!scratch.ok()) return scratch.status();
-  GdsProbe probe;
-  Result<std::shared_ptr<LoadFile>> host = LoadFile::open(scratch->path(), O_RDWR, nullptr);
+  Result<std::shared_ptr<LoadFile>> host = make_scratch(options.directory, pieces * kPieceBytes);
   if (!host.ok()) return host.status();
+  GdsProbe probe;
   GdsSide gds;
   const std::shared_ptr<void> given_back(nullptr, [&](void*) {
     static_cast<void>((*stage)->on_device([&] {
@@ -260,10 +251,9 @@ Result<GdsProbe> probe_gds(const GdsProbeOptions& options) {
     }));
   });
   LMCN_RETURN_IF_ERROR((*stage)->on_device([&] {
-    gds = choose_gds(options, **stage, scratch->path(), probe);
+    gds = choose_gds(options, **stage, **host, probe);
     return Status();
   }));
-  scratch->remove();  // from here on only the descriptors know it
 
   Prober prober(**stage, options.in_flight, pieces);
   Result<double> written = prober.host_write(**host);

@@ -56,7 +56,7 @@ def add_to(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     roots = Roots()
-    configuration, found = machine_facts.configuration(os.environ, Profile(arguments.connector))
+    configuration, found = ask_configuration(Profile(arguments.connector), TIMEOUT_S)
     facts = ask(probes(roots, arguments.path, found), TIMEOUT_S) + configuration
     changes = [fact for fact in facts if fact.change]
     if arguments.json:
@@ -66,6 +66,19 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         say("\n".join(as_text(facts)) + "\n")
     return PROBLEMS if changes else OK
+
+
+def ask_configuration(profile: Profile, timeout_s: float) -> tuple[list[Fact], Evaluation | None]:
+    """A question like the others, which must know the answer: its file and the paths it names may be on a dead file system."""
+    evaluated: list[Evaluation | None] = []
+
+    def answer() -> list[Fact]:
+        facts, found = machine_facts.configuration(os.environ, profile)
+        evaluated.append(found)
+        return facts
+
+    facts = ask([("configuration", "all", answer)], timeout_s)
+    return facts, evaluated[0] if evaluated else None
 
 
 def probes(roots: Roots, paths: Sequence[str], found: Evaluation | None) -> list[Probe]:

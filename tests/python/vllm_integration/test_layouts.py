@@ -17,7 +17,8 @@ import pytest
 import torch
 from kv_memory import BLOCKS, LAYERS, LatentLayer, Layer, Paged, engine_config, flash, full, round_trip
 from vllm import _custom_ops
-from vllm.config import VllmConfig
+from vllm.config import KVTransferConfig, VllmConfig
+from vllm.distributed.kv_transfer.kv_connector.utils import get_kv_connector_cache_layout
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.worker import OffloadingConnectorWorker
 from vllm.v1.attention.backends import flash_attn, flex_attention, triton_attn
 from vllm.v1.attention.backends.mla.cpu_mla import CPUMLAImpl
@@ -261,6 +262,23 @@ def test_offloading_asks_for_whole_blocks_on_cuda(
     for backend in (flash_attn.FlashAttentionBackend, triton_attn.TritonAttentionBackend):
         assert resolved(config, monkeypatch, NativeOffloadingConnector, backend) is KVCacheLayout.BLHNC
     assert "does not satisfy" not in caplog.text
+
+
+@pytest.mark.usefixtures("on_cuda")
+def test_beside_another_connector_offloading_answers_what_vllms_does(config: VllmConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = {"kv_connector": "NativeOffloadingConnector", "kv_connector_module_path": "lmcache_native.integration.vllm"}
+    both = [{**ours, "kv_role": "kv_both"}, {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}]
+
+    def asked(*children: dict[str, str]) -> str | None:
+        top = KVTransferConfig(
+            kv_connector="MultiConnector", kv_role="kv_both", kv_connector_extra_config={"connectors": list(children)}
+        )
+        monkeypatch.setattr(config, "kv_transfer_config", top)
+        return get_kv_connector_cache_layout(config)
+
+    assert asked(*both) == asked(*reversed(both)) == asked(both[0]) == "LBHNC"
+    monkeypatch.setattr(config, "kv_transfer_config", KVTransferConfig(**both[0]))
+    assert get_kv_connector_cache_layout(config) == "BLHNC"
 
 
 @pytest.mark.usefixtures("on_cuda")

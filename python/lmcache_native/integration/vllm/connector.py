@@ -3,6 +3,7 @@ loads that may fail."""
 
 from __future__ import annotations
 
+import inspect
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,15 @@ class NativeWorkerMetadata(compat.OffloadingWorkerMetadata):  # type: ignore[mis
             self.failed_loads | getattr(other, "failed_loads", set()),
             self.not_started + getattr(other, "not_started", []),
         )
+
+
+def _asked_by_a_connector() -> bool:
+    """Whether the caller of our get_required_kvcache_layout is another connector's, as MultiConnector's is for those it holds. It
+    stops the start when their answers differ. The configuration that it hands down is the child's: only the caller tells."""
+    here = inspect.currentframe()
+    ours = here.f_back if here is not None else None
+    asking = ours.f_back if ours is not None else None
+    return asking is not None and asking.f_code.co_name == "get_required_kvcache_layout"
 
 
 class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[misc]
@@ -74,7 +84,7 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
     def get_required_kvcache_layout(cls, vllm_config: Any) -> str | None:
         """vLLM's own answer is never block outermost but for its hisparse, and never one whose pages are scattered."""
         required: str | None = super().get_required_kvcache_layout(vllm_config)
-        if vllm_config.attention_config.hisparse_config is not None:
+        if vllm_config.attention_config.hisparse_config is not None or _asked_by_a_connector():
             return required
         return layout.block_outermost(vllm_config) or required
 
