@@ -232,12 +232,13 @@ Result<double> Bench::turn(std::size_t index, CopyDirection direction) {
   if (status.ok()) status = cuda_check(cudaEventRecord(end_.get(), stream_.get()), "cudaEventRecord");
   if (!status.ok()) {
     // Nothing may be under way when the memory goes.
-    static_cast<void>(cuda_check(cudaStreamSynchronize(stream_.get()), "cudaStreamSynchronize"));
+    static_cast<void>(drain(stream_.get()));
     return status;
   }
   cudaError_t error = cudaErrorNotReady;
   while ((error = cudaEventQuery(end_.get())) == cudaErrorNotReady) std::this_thread::yield();
   status = cuda_check(error, "cudaEventQuery");
+  if (!status.ok()) static_cast<void>(drain(stream_.get()));
   float milliseconds = 0;
   if (status.ok()) status = cuda_check(cudaEventElapsedTime(&milliseconds, begin_.get(), end_.get()), "cudaEventElapsedTime");
   if (!status.ok()) return status;

@@ -290,13 +290,8 @@ bool CopyLane::end_if_done(std::unique_ptr<CudaJob>& job) {
 void CopyLane::fail(std::unique_ptr<CudaJob> job, const Status& why) {
   job->outcome.fail_all(why);
   note_failure(*job, why);
-  // A slot may be handed out anew once its word says kFailed: not before the copies that were issued have ended.
-  bool ended = !job->issued;
-  if (!ended) {
-    const cudaError_t error = cudaStreamSynchronize(stream_);
-    static_cast<void>(cudaGetLastError());
-    ended = error == cudaSuccess;
-  }
+  // Slots and pages may be handed out anew once the job is reported: not before the copies that were issued have ended.
+  const bool ended = !job->issued || drain(stream_).ok();
   report(std::move(job), ended, 0);
 }
 

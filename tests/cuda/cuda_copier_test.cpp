@@ -240,6 +240,35 @@ TEST_F(CudaCopier, AFailureIsPublishedOnlyAfterTheIssuedCopiesEnded) {
   EXPECT_EQ(state(0), RankState::kFailed);
 }
 
+// The engine may hand a load's pages out anew once it is reported, and the store a gather's slot: asking is tried until it
+// succeeds.
+TEST_F(CudaCopier, AJobIsReportedOnlyAfterItsCopiesEndedThoughAskingFails) {
+  for (const CopyDirection direction : {CopyDirection::kGather, CopyDirection::kScatter}) {
+    Gate gate(engine_, kDevice);
+    fake_cuda::reset();
+    fake_cuda::fail("cudaEventRecord", 3, cudaErrorMemoryAllocation);  // behind the copies
+    fake_cuda::fail("cudaStreamSynchronize", 1, cudaErrorMemoryAllocation);
+    ASSERT_TRUE(copier_->submit(engine_job(1, direction, {0})).ok());
+    std::vector<CopyDone> early;
+    const auto until = std::chrono::steady_clock::now() + 60s;
+    while (early.empty() && fake_cuda::calls("cudaStreamSynchronize") < 2 && std::chrono::steady_clock::now() < until) {
+      early = copier_->poll();
+      std::this_thread::yield();
+    }
+    ASSERT_TRUE(early.empty()) << "reported while its copies are still to run";
+    EXPECT_EQ(fake_cuda::state().copies_done, 0);
+    EXPECT_EQ(loads_done(arena_->image(0), 1), 0u);
+    gate.open();
+    EXPECT_EQ(only_result(1).message, "cudaEventRecord: out of memory (2)");
+    EXPECT_GE(fake_cuda::state().copies_done, 4);
+    if (direction == CopyDirection::kGather) {
+      EXPECT_EQ(state(0), RankState::kFailed);
+    } else {
+      EXPECT_EQ(loads_done(arena_->image(0), 1), 1u);
+    }
+  }
+}
+
 TEST_F(CudaCopier, ALostDeviceFailsJobsAndTellsNothingOfCopiesThatMayStillRun) {
   fake_cuda::fail("cudaMemcpyAsync", 2, cudaErrorIllegalAddress, true);
   ASSERT_TRUE(copier_->submit(engine_job(1, CopyDirection::kGather, {0})).ok());
