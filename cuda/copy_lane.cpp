@@ -93,13 +93,14 @@ Status CopyLane::start(LanePaths paths) {
     const bool ok = status.ok();
     ready.set_value(std::move(status));
     if (ok) run();
+    paths_ = {};  // on this thread: giving back their memory asks for events
     if (stream_ != nullptr) static_cast<void>(cudaStreamDestroy(stream_));  // teardown: nobody is left to tell
   });
   return result.get();
 }
 
 Status CopyLane::set_up() {
-  LMCN_RETURN_IF_ERROR(cuda_check(cudaSetDevice(device_), "cudaSetDevice", Code::kUnavailable));
+  LMCN_RETURN_IF_ERROR(begin_cuda_thread(device_, Code::kUnavailable));
   int lowest = 0, highest = 0;
   LMCN_RETURN_IF_ERROR(
       cuda_check(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "cudaDeviceGetStreamPriorityRange", Code::kUnavailable));

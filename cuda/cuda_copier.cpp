@@ -41,7 +41,7 @@ template <class Work>
 Status on_device(int device, Work work) {
   Status status;
   std::thread([&] {
-    status = cuda_check(cudaSetDevice(device), "cudaSetDevice", Code::kUnavailable);
+    status = begin_cuda_thread(device, Code::kUnavailable);
     if (status.ok()) status = work();
   }).join();
   return status;

@@ -19,6 +19,17 @@ inline Status cuda_check(cudaError_t error, const char* call, Code code = Code::
   return {code, std::string(call) + ": " + cudaGetErrorString(error) + " (" + std::to_string(static_cast<int>(error)) + ")"};
 }
 
+/// First on each thread of ours that calls CUDA. An engine captures its graphs in global mode, in which allocating, registering and
+/// asking for events fails on every thread that did not say otherwise, and spoils the capture; nothing of ours is on its streams.
+inline Status begin_cuda_thread(int device, Code code = Code::kIoError) {
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  if (Status status = cuda_check(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode", code);
+      !status.ok()) {
+    return status;
+  }
+  return cuda_check(cudaSetDevice(device), "cudaSetDevice", code);
+}
+
 /// Whether nothing on the context can run or be asked any more: such an error comes back from every later call, so waiting for
 /// another answer would never end. Any other error says nothing about the work that is under way.
 constexpr bool is_lost(cudaError_t error) noexcept {

@@ -56,7 +56,7 @@ class CudaLane final : public DeviceStageLane {
   }
 
   Status attach() override {
-    LMCN_RETURN_IF_ERROR(cuda_check(cudaSetDevice(device_), "cudaSetDevice", Code::kUnavailable));
+    LMCN_RETURN_IF_ERROR(begin_cuda_thread(device_, Code::kUnavailable));
     LMCN_RETURN_IF_ERROR(cuda_check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags"));
     // Blocking: a lane that waits costs no processor.
     LMCN_RETURN_IF_ERROR(

@@ -283,6 +283,37 @@ TEST_F(CudaCopier, ALostDeviceFailsJobsAndTellsNothingOfCopiesThatMayStillRun) {
   fake_cuda::reset();  // else the arena stays registered, as it would on a lost device
 }
 
+// torch captures an engine's graphs in global mode.
+TEST_F(CudaCopier, ACaptureOfTheEngineIsNotDisturbed) {
+  cudaEvent_t event = nullptr;
+  ASSERT_EQ(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), cudaSuccess);
+  fake_cuda::capture(true);
+  EXPECT_EQ(cudaEventQuery(event), cudaErrorStreamCaptureUnsupported) << "a thread that took no care";
+  EXPECT_EQ(cudaGetLastError(), cudaErrorStreamCaptureUnsupported);
+  EXPECT_EQ(fake_cuda::spoilt_capture(), "cudaEventQuery");
+  ASSERT_EQ(cudaEventDestroy(event), cudaSuccess);
+
+  copier_.reset();
+  for (const char* path : {"auto", "memcpy", "batch", "kernel", "staged"}) {
+    SCOPED_TRACE(path);
+    fake_cuda::capture(true);
+    ::setenv("LMCN_COPY_PATH", path, 1);
+    auto made = backend_->make(paged_->layout(), slot_, arena_->base(), arena_->bytes(), case_.options);
+    ASSERT_TRUE(made.ok()) << made.status().to_string();
+    copier_ = std::move(made).value();
+    EXPECT_GT(fake_cuda::state().live_registrations, 0);
+    begin_slot(arena_->image(0), {}, {}, ArenaModel::kRanks * static_cast<std::uint64_t>(slot_.rank_bytes), ArenaModel::kRanks,
+               ArenaModel::generation(0));
+    ASSERT_TRUE(copier_->submit(engine_job(1, CopyDirection::kGather, {0})).ok());
+    EXPECT_EQ(only_result(1).message, "");
+    ASSERT_TRUE(copier_->submit(engine_job(2, CopyDirection::kScatter, {0})).ok());
+    EXPECT_EQ(only_result(2).message, "");
+    copier_.reset();
+    EXPECT_EQ(fake_cuda::state().live_registrations, 0);
+    EXPECT_EQ(fake_cuda::spoilt_capture(), "");
+  }
+}
+
 TEST_F(CudaCopier, ASubmitLeavesTheThreadsDeviceAlone) {
   ASSERT_TRUE(cudaSetDevice(0) == cudaSuccess);
   ASSERT_TRUE(copier_->submit(job(1, CopyDirection::kGather, {0})).ok());  // default stream: device 1's

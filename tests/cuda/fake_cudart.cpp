@@ -19,6 +19,8 @@ void reset() {
   g_driver = 13000;
   g_lockable = SIZE_MAX;
   g_ignore_waits = false;
+  g_capture = false;
+  g_spoilt_capture.clear();
   g_injections.clear();
   g_calls.clear();
   g_sticky = cudaSuccess;
@@ -69,6 +71,17 @@ void set_driver(int version) {
 void set_lockable(std::size_t bytes) {
   std::lock_guard lock(g_mutex);
   g_lockable = bytes;
+}
+
+void capture(bool under_way) {
+  std::lock_guard lock(g_mutex);
+  g_capture = under_way;
+  if (under_way) g_spoilt_capture.clear();
+}
+
+std::string spoilt_capture() {
+  std::lock_guard lock(g_mutex);
+  return g_spoilt_capture;
 }
 
 void ignore_waits(bool ignore) {
@@ -185,6 +198,13 @@ cudaError_t cudaSetDevice(int device) {
   std::lock_guard lock(g_mutex);
   if (const auto error = injected("cudaSetDevice")) return *error;
   t_device = device;
+  return cudaSuccess;
+}
+
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  std::lock_guard lock(g_mutex);
+  if (const auto error = injected("cudaThreadExchangeStreamCaptureMode")) return *error;
+  std::swap(t_capture_mode, *mode);
   return cudaSuccess;
 }
 

@@ -49,6 +49,11 @@ void hold_callers(bool hold);
 void set_driver(int version);
 /// cudaHostRegister gives no more than this in all, as when RLIMIT_MEMLOCK is reached.
 void set_lockable(std::size_t bytes);
+/// A graph is being captured in global mode: calls that are unsafe then (allocating, registering, asking, synchronising) fail on
+/// threads that are not in relaxed mode, and spoil it.
+void capture(bool under_way);
+/// Which call of which kind spoilt the capture; "": none since capture(true).
+std::string spoilt_capture();
 /// cudaStreamWaitEvent does nothing: what a missing event would do to the data.
 void ignore_waits(bool ignore);
 /// From now on time passes in streams by this only: for each call, "kernel" for launches, and each of the copies that one makes.

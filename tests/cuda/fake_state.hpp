@@ -78,9 +78,12 @@ inline int g_driver = 13000;
 inline std::size_t g_lockable = SIZE_MAX;
 inline bool g_ignore_waits = false;
 inline std::string g_fault;
+inline bool g_capture = false;
+inline std::string g_spoilt_capture;
 inline std::map<Event*, std::shared_ptr<Event>> g_events;  // a stream may still wait for one that was destroyed
 
 inline thread_local int t_device = 0;
+inline thread_local cudaStreamCaptureMode t_capture_mode = cudaStreamCaptureModeGlobal;
 inline thread_local cudaError_t t_last = cudaSuccess;
 
 class Stream {
@@ -167,6 +170,13 @@ inline cudaError_t fail_with(cudaError_t error) {
 // Counts the call and says whether it is to fail. REQUIRES g_mutex.
 inline std::optional<cudaError_t> injected(const std::string& call) {
   ++g_calls[call];
+  static const std::set<std::string> unsafe{"cudaMalloc",         "cudaHostAlloc",         "cudaHostRegister",
+                                            "cudaHostUnregister", "cudaStreamSynchronize", "cudaEventSynchronize",
+                                            "cudaEventQuery"};
+  if (g_capture && t_capture_mode != cudaStreamCaptureModeRelaxed && unsafe.contains(call)) {
+    g_spoilt_capture = call;
+    return fail_with(cudaErrorStreamCaptureUnsupported);
+  }
   if (g_sticky != cudaSuccess) return fail_with(g_sticky);
   const auto found = g_injections.find(call);
   if (found == g_injections.end() || --found->second.nth > 0) return std::nullopt;

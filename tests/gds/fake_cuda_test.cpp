@@ -140,6 +140,18 @@ TEST_F(OnDevice, WhatTheKernelCannotVerifyFails) {
   for (const DeviceLoadFailure& one : done.failed) EXPECT_EQ(one.status.code(), Code::kIoError) << one.status.to_string();
 }
 
+TEST_F(OnDevice, ACaptureOfTheEngineIsNotDisturbed) {
+  make_loader();
+  const DeviceLoadJob job = two_records();
+  expect_loaded(job, 0, 0);
+  expect_loaded(job, 1, 1);
+  fake_cuda::capture(true);
+  EXPECT_TRUE(load(job).ok);
+  EXPECT_EQ(fake_cuda::spoilt_capture(), "");
+  fake_cuda::capture(false);
+  expect_pages();
+}
+
 /// An engine's stream that stands still until open().
 class HeldStream {
  public:
