@@ -129,6 +129,31 @@ TEST_F(CudaCalibration, MeasuresEveryLayout) {
   }
 }
 
+TEST_F(CudaCalibration, TheFirstUseOfAPathIsNotCounted) {
+  make_fast("kernel");
+  for (const char* call : {"cudaMemcpyAsync", "cudaMemcpy2DAsync", "cuMemcpyBatchAsync", "kernel"})
+    fake_cuda::set_first_cost(call, 1e6);
+  ASSERT_TRUE(cudaSetDevice(kDevice) == cudaSuccess);
+  const Calibration measured = measure_paths(paged_->layout(), slot_, kDevice, kAllPaths, std::chrono::milliseconds(0));
+  ASSERT_TRUE(cudaSetDevice(0) == cudaSuccess);
+  EXPECT_EQ(measured.notes, std::vector<std::string>());
+  EXPECT_EQ(fastest(measured, CopyDirection::kGather), PathKind::kKernel);
+  EXPECT_EQ(fastest(measured, CopyDirection::kScatter), PathKind::kKernel);
+}
+
+// Short of memory today is no reason to leave a path out for ever.
+TEST_F(CudaCalibration, WithACandidateThatFailedNothingIsKept) {
+  make_fast("kernel");
+  fake_cuda::fail("cudaLaunchKernelExC", 2, cudaErrorMemoryAllocation);
+  const auto copier = make();
+  EXPECT_NE(copier->details().find(": out of memory (2)"), std::string::npos) << copier->details();
+  EXPECT_TRUE(files().empty());
+  fake_cuda::reset();
+  make_fast("kernel");
+  EXPECT_EQ(make()->name(), "cuda-kernel");
+  EXPECT_EQ(files().size(), 1u);
+}
+
 TEST_F(CudaCalibration, LongRunsNeedNoKernel) {
   const auto candidates = [](std::int64_t page_bytes) {
     std::byte* const anywhere = reinterpret_cast<std::byte*>(1 << 20);
@@ -147,6 +172,7 @@ TEST_F(CudaCalibration, WhatFailsIsANoteAndTheOthersAreMeasured) {
   EXPECT_EQ(without_batch->name().find("batch"), std::string::npos);
   EXPECT_NE(without_batch->details().find("; batch: cudaGetDriverEntryPointByVersion: invalid argument (1)"), std::string::npos)
       << without_batch->details();
+  EXPECT_TRUE(files().empty()) << "measured in part";
   fs::remove_all(folder());
   fake_cuda::reset();
   fake_cuda::fail("cudaMalloc", 1, cudaErrorMemoryAllocation);

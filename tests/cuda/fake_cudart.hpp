@@ -59,6 +59,8 @@ void ignore_waits(bool ignore);
 /// From now on time passes in streams by this only: for each call, "kernel" for launches, and each of the copies that one makes.
 /// cudaEventElapsedTime tells it.
 void set_cost(const std::string& call, double call_us, double copy_us = 0);
+/// The next one takes so much longer.
+void set_first_cost(const std::string& call, double us);
 
 /// Host memory, 4 KiB-aligned, that the device sees at another address when it is registered, and cannot touch before.
 std::byte* allocate_host(std::size_t bytes);

@@ -71,7 +71,7 @@ struct HostView {
 };
 inline std::map<std::byte*, HostView> g_host_views;  // of allocate_host()
 struct Cost {
-  double call_us = 0, copy_us = 0;
+  double call_us = 0, copy_us = 0, first_us = 0;
 };
 inline std::map<std::string, Cost> g_costs;
 inline int g_driver = 13000;
@@ -196,7 +196,9 @@ inline const Allocation* allocation_of(const std::byte* address, std::size_t ext
 
 inline double cost_of(const std::string& call, std::size_t copies) {
   const auto found = g_costs.find(call);
-  return found == g_costs.end() ? 0 : found->second.call_us + static_cast<double>(copies) * found->second.copy_us;
+  if (found == g_costs.end()) return 0;
+  Cost& cost = found->second;
+  return std::exchange(cost.first_us, 0) + cost.call_us + static_cast<double>(copies) * cost.copy_us;
 }
 
 }  // namespace fake_cuda::shared
