@@ -216,6 +216,36 @@ TEST_F(CudaCalibration, EachDirectionHasItsOwn) {
   EXPECT_EQ(arena_->compare(), "");
 }
 
+TEST_F(CudaCalibration, StagingMemoryIsBounded) {
+  constexpr std::int64_t kPage = 32 << 20;
+  for (const std::int64_t blocks_in_chunk : {2, 3}) {
+    std::byte* const pages = fake_cuda::allocate(4 * kPage, kDevice);
+    const PagedKvLayout paged = PagedKvLayout::opaque({pages}, 4, kPage, kPage);
+    const SlotLayout slot = SlotLayout::make(paged, blocks_in_chunk).value();
+    const std::uint64_t arena_bytes = image_bytes(static_cast<std::uint64_t>(slot.rank_bytes));
+    std::byte* const arena = fake_cuda::allocate_host(arena_bytes);
+    Calibration known;
+    known.rates = {{PathKind::kMemcpy, 1, 1}, {PathKind::kStaged, 9, 9}};
+    CalibrationKey key;
+    std::thread([&] {
+      key = CalibrationKey::of(CopyGeometry::make(paged, slot, arena, arena_bytes, 0).value(), slot.chunk_tokens, kDevice).value();
+    }).join();
+    ASSERT_TRUE(CalibrationCache::open()->store(key, known).ok());
+    auto made = make_cuda_copier(paged, slot, arena, arena_bytes, {}, kDevice);
+    ASSERT_TRUE(made.ok()) << made.status().to_string();
+    EXPECT_EQ((*made)->name(), blocks_in_chunk == 2 ? "cuda-staged" : "cuda-memcpy");
+    const std::string why = "; staged: a rank's part of a slot is 100663296 bytes, staging memory is at most 67108864";
+    EXPECT_EQ((*made)->details().find(why) != std::string::npos, blocks_in_chunk == 3) << (*made)->details();
+    made->reset();
+    ::setenv("LMCN_COPY_PATH", "staged", 1);
+    EXPECT_EQ(make_cuda_copier(paged, slot, arena, arena_bytes, {}, kDevice).status().code(),
+              blocks_in_chunk == 2 ? Code::kOk : Code::kResourceExhausted);
+    ::setenv("LMCN_COPY_PATH", "auto", 1);
+    fake_cuda::release_host(arena);
+    fake_cuda::release(pages);
+  }
+}
+
 // Anything but exactly what was written for this key is as good as absent.
 TEST_F(CudaCalibration, BadContentIsMadeAnew) {
   make_fast("kernel");
