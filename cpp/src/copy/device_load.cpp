@@ -73,7 +73,7 @@ struct HeaderPage {
   alignas(kPageBytes) std::byte bytes[kPageBytes];
 };
 
-Status check_record(const std::byte* page, const DeviceLoadItem& item, std::uint32_t rank_count) {
+Status check_record(const std::byte* page, const DeviceLoadItem& item, std::uint32_t rank_count, std::uint64_t payload_bytes) {
   LMCN_RETURN_IF_ERROR(check_header(page, item.image_bytes));
   const SlotHeader& header = *slot_header(page);
   if (header.key != item.key || header.ns != item.ns || header.region_sequence != item.region_sequence) {
@@ -82,9 +82,9 @@ Status check_record(const std::byte* page, const DeviceLoadItem& item, std::uint
                                    std::to_string(header.region_sequence) + "), expected key " + item.key.to_hex() +
                                    ", namespace " + item.ns.to_hex() + ", sequence " + std::to_string(item.region_sequence)};
   }
-  if (header.rank_count != rank_count || image_bytes(header.payload_bytes) != item.image_bytes) {
-    return {Code::kCorruption, "record of " + std::to_string(image_bytes(header.payload_bytes)) + " bytes for " +
-                                   std::to_string(header.rank_count) + " ranks, expected " + std::to_string(item.image_bytes) +
+  if (header.rank_count != rank_count || header.payload_bytes != payload_bytes) {
+    return {Code::kCorruption, "payload of " + std::to_string(header.payload_bytes) + " bytes for " +
+                                   std::to_string(header.rank_count) + " ranks, expected " + std::to_string(payload_bytes) +
                                    " bytes for " + std::to_string(rank_count)};
   }
   return {};
@@ -322,7 +322,7 @@ class Loader final : public DeviceLoader {
     Result<std::shared_ptr<const LoadFile>> file = files_->get(item.path);
     if (!file.ok()) return file.status();
     LMCN_RETURN_IF_ERROR((*file)->read(item.offset, page.bytes, kPageBytes));
-    LMCN_RETURN_IF_ERROR(check_record(page.bytes, item, options_.rank_count));
+    LMCN_RETURN_IF_ERROR(check_record(page.bytes, item, options_.rank_count, geometry_->rank_bytes() * options_.rank_count));
     LMCN_RETURN_IF_ERROR(read_payload(lane, **file, item.offset + kPageBytes + segments_.begin));
     const SlotHeader& header = *slot_header(page.bytes);
     return lane.verify({segments_.bytes, segments_.segment_bytes, segments_.first,
