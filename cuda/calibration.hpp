@@ -29,8 +29,9 @@ struct Calibration {
 std::vector<PathKind> candidates_of(const CopyGeometry& geometry);
 
 /// Copies part of a chunk between memory of its own, on the device and registered on the host, in turns and both directions;
-/// medians. Whatever fails or does not fit into `budget` is a note: a candidate's first turn may pass the budget, no other begins
-/// after it. REQUIRES: the device is current on this thread, which waits for the device, by polling.
+/// medians. Each candidate has one turn that is not counted and one that is; the others begin within `budget` after the first ones.
+/// Whatever fails is a note, and its candidate has no rate. REQUIRES: the device is current on this thread, which waits for the
+/// device, by polling.
 Calibration measure_paths(const PagedKvLayout& paged, const SlotLayout& slot, int device, std::span<const PathKind> candidates,
                           std::chrono::milliseconds budget);
 

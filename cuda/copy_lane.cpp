@@ -93,13 +93,14 @@ Status CopyLane::start(LanePaths paths) {
     const bool ok = status.ok();
     ready.set_value(std::move(status));
     if (ok) run();
+    paths_ = {};  // on this thread: giving back their memory asks for events
     if (stream_ != nullptr) static_cast<void>(cudaStreamDestroy(stream_));  // teardown: nobody is left to tell
   });
   return result.get();
 }
 
 Status CopyLane::set_up() {
-  LMCN_RETURN_IF_ERROR(cuda_check(cudaSetDevice(device_), "cudaSetDevice", Code::kUnavailable));
+  LMCN_RETURN_IF_ERROR(begin_cuda_thread(device_, Code::kUnavailable));
   int lowest = 0, highest = 0;
   LMCN_RETURN_IF_ERROR(
       cuda_check(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "cudaDeviceGetStreamPriorityRange", Code::kUnavailable));
@@ -290,13 +291,8 @@ bool CopyLane::end_if_done(std::unique_ptr<CudaJob>& job) {
 void CopyLane::fail(std::unique_ptr<CudaJob> job, const Status& why) {
   job->outcome.fail_all(why);
   note_failure(*job, why);
-  // A slot may be handed out anew once its word says kFailed: not before the copies that were issued have ended.
-  bool ended = !job->issued;
-  if (!ended) {
-    const cudaError_t error = cudaStreamSynchronize(stream_);
-    static_cast<void>(cudaGetLastError());
-    ended = error == cudaSuccess;
-  }
+  // Slots and pages may be handed out anew once the job is reported: not before the copies that were issued have ended.
+  const bool ended = !job->issued || drain(stream_).ok();
   report(std::move(job), ended, 0);
 }
 

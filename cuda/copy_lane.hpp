@@ -115,6 +115,7 @@ class CopyLane {
   void note_failure(CudaJob& job, const Status& why);
   /// Reports the job if its copies have ended.
   bool end_if_done(std::unique_ptr<CudaJob>& job);
+  /// Reports it once its copies have ended, or the device is lost.
   void fail(std::unique_ptr<CudaJob> job, const Status& why);
   void report(std::unique_ptr<CudaJob> job, bool copies_ended, double seconds);
 

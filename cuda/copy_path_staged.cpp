@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -83,6 +84,10 @@ class StagedPath final : public CopyPath {
 
 Result<std::unique_ptr<CopyPath>> make_staged_path(const CopyGeometry& geometry, int device, const HostRegistration* registration,
                                                    std::shared_ptr<PagedKernel> kernel) {
+  if (geometry.rank_bytes() > kMostStagingBytes) {
+    return Status(Code::kResourceExhausted, "a rank's part of a slot is " + std::to_string(geometry.rank_bytes()) +
+                                                " bytes, staging memory is at most " + std::to_string(kMostStagingBytes));
+  }
   Result<RowCopy> rows = RowCopy::make(device, registration);
   if (!rows.ok()) return rows.status();
   const auto buffers =

@@ -22,7 +22,7 @@
 namespace lmcn {
 namespace {
 
-// The copier is made within these, engines wait for it at start.
+// For repeating what was measured once, engines wait for it at start.
 constexpr std::chrono::milliseconds kCalibrationBudget{40};
 
 constexpr std::array kDirections{CopyDirection::kGather, CopyDirection::kScatter};
@@ -41,7 +41,7 @@ template <class Work>
 Status on_device(int device, Work work) {
   Status status;
   std::thread([&] {
-    status = cuda_check(cudaSetDevice(device), "cudaSetDevice", Code::kUnavailable);
+    status = begin_cuda_thread(device, Code::kUnavailable);
     if (status.ok()) status = work();
   }).join();
   return status;
@@ -180,10 +180,13 @@ class CudaCopier final : public PagedCopier {
         return *std::move(known);
       }
     }
-    Calibration measured = measure_paths(paged, slot, device_, candidates_of(geometry_), kCalibrationBudget);
+    const std::vector<PathKind> candidates = candidates_of(geometry_);
+    Calibration measured = measure_paths(paged, slot, device_, candidates, kCalibrationBudget);
     for (const std::string& note : measured.notes) notes_ += "; " + note;
     Status kept = no_cache;
-    if (kept.ok() && !measured.rates.empty()) kept = cache->store(*key, measured);
+    // What failed today, for want of memory perhaps, is tried again by the next process.
+    const bool complete = measured.notes.empty() && measured.rates.size() == candidates.size();
+    if (kept.ok() && complete) kept = cache->store(*key, measured);
     if (!kept.ok()) notes_ += "; not kept: " + kept.message();
     return measured;
   }

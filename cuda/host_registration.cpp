@@ -89,7 +89,7 @@ HostRegistration::~HostRegistration() {
   if (!any) return;
   // On a thread of its own, whose current device nobody misses. At teardown there is nobody to tell, and the driver may be gone.
   std::thread([this] {
-    static_cast<void>(cudaSetDevice(device_));
+    static_cast<void>(begin_cuda_thread(device_));
     for (std::size_t i = 0; i < pieces_.size(); ++i) {
       if (pieces_[i].state == State::kMapped) static_cast<void>(cudaHostUnregister(begin(i)));
     }
@@ -102,7 +102,7 @@ std::uint64_t HostRegistration::length(std::size_t index) const noexcept {
 }
 
 void HostRegistration::run() {
-  Status status = cuda_check(cudaSetDevice(device_), "cudaSetDevice");
+  Status status = begin_cuda_thread(device_);
   while (status.ok() && !stop_) {
     const std::size_t index = next_++;
     if (index >= pieces_.size()) break;

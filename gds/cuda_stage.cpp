@@ -47,7 +47,7 @@ class CudaLane final : public DeviceStageLane {
 
   ~CudaLane() override {
     // Memory that a device may still write stays mapped.
-    const bool ended = stream_ == nullptr || (cudaStreamSynchronize(stream_) == cudaSuccess && broken_.ok());
+    const bool ended = stream_ == nullptr || (broken_.ok() && drain(stream_).ok());
     if (stream_ != nullptr) static_cast<void>(cudaStreamDestroy(stream_));
     if (ended_ != nullptr) static_cast<void>(cudaEventDestroy(ended_));
     if (ended && block_ != nullptr) static_cast<void>(cudaFreeHost(block_));
@@ -56,7 +56,7 @@ class CudaLane final : public DeviceStageLane {
   }
 
   Status attach() override {
-    LMCN_RETURN_IF_ERROR(cuda_check(cudaSetDevice(device_), "cudaSetDevice", Code::kUnavailable));
+    LMCN_RETURN_IF_ERROR(begin_cuda_thread(device_, Code::kUnavailable));
     LMCN_RETURN_IF_ERROR(cuda_check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags"));
     // Blocking: a lane that waits costs no processor.
     LMCN_RETURN_IF_ERROR(
@@ -72,6 +72,7 @@ class CudaLane final : public DeviceStageLane {
   }
 
   std::byte* memory() noexcept override { return memory_; }
+  bool broken() const noexcept override { return !broken_.ok(); }
 
   Result<std::byte*> host_memory() override {
     if (host_ == nullptr) {
@@ -86,13 +87,11 @@ class CudaLane final : public DeviceStageLane {
 
   Status upload(std::uint64_t bytes) override {
     LMCN_RETURN_IF_ERROR(broken_);
-    LMCN_RETURN_IF_ERROR(cuda_check(cudaMemcpyAsync(memory_, host_, bytes, cudaMemcpyHostToDevice, stream_), "cudaMemcpyAsync"));
-    return wait();
+    return wait(cuda_check(cudaMemcpyAsync(memory_, host_, bytes, cudaMemcpyHostToDevice, stream_), "cudaMemcpyAsync"));
   }
   Status download(std::uint64_t bytes) override {
     LMCN_RETURN_IF_ERROR(broken_);
-    LMCN_RETURN_IF_ERROR(cuda_check(cudaMemcpyAsync(host_, memory_, bytes, cudaMemcpyDeviceToHost, stream_), "cudaMemcpyAsync"));
-    return wait();
+    return wait(cuda_check(cudaMemcpyAsync(host_, memory_, bytes, cudaMemcpyDeviceToHost, stream_), "cudaMemcpyAsync"));
   }
 
   Status verify(const StagedSegments& segments) override {
@@ -110,8 +109,7 @@ class CudaLane final : public DeviceStageLane {
                   .segment_bytes = segments.segment_bytes};
     const Status launched = cuda_check(enqueue_segment_verify(&device_block_->task, 1, static_cast<unsigned>(count), stream_),
                                        "launch of verify_segments");
-    LMCN_RETURN_IF_ERROR(wait());
-    LMCN_RETURN_IF_ERROR(launched);
+    LMCN_RETURN_IF_ERROR(wait(launched));
     for (std::size_t i = 0; i < count; ++i) {
       if (block.results[i] != kSegmentMatches) return segment_differs(segments.first + i);
     }
@@ -125,16 +123,17 @@ class CudaLane final : public DeviceStageLane {
     std::byte* const part = memory_ + rank_part;
     const Status launched = kernel_->launch(job, CopyDirection::kScatter, std::span(&item, 1), std::span(&part, 1), 0,
                                             geometry_->planes().size(), stream_, kThreadBlocks);
-    LMCN_RETURN_IF_ERROR(wait());
-    return launched;
+    return wait(launched);
   }
 
  private:
-  /// Until the stream has done all that it was told to. When that cannot be known the lane is used no more.
-  Status wait() {
-    Status status = cuda_check(cudaEventRecord(ended_, stream_), "cudaEventRecord");
+  /// Until the stream has done all that it was told to, also after an error: a call that failed, `enqueued` too, may have started
+  /// something. When that cannot be known the lane is used no more.
+  Status wait(Status enqueued) {
+    Status status = std::move(enqueued);
+    if (status.ok()) status = cuda_check(cudaEventRecord(ended_, stream_), "cudaEventRecord");
     if (status.ok()) status = cuda_check(cudaEventSynchronize(ended_), "cudaEventSynchronize");
-    broken_ = status;
+    if (!status.ok()) broken_ = drain(stream_);
     return status;
   }
 

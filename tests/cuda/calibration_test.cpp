@@ -129,6 +129,31 @@ TEST_F(CudaCalibration, MeasuresEveryLayout) {
   }
 }
 
+TEST_F(CudaCalibration, TheFirstUseOfAPathIsNotCounted) {
+  make_fast("kernel");
+  for (const char* call : {"cudaMemcpyAsync", "cudaMemcpy2DAsync", "cuMemcpyBatchAsync", "kernel"})
+    fake_cuda::set_first_cost(call, 1e6);
+  ASSERT_TRUE(cudaSetDevice(kDevice) == cudaSuccess);
+  const Calibration measured = measure_paths(paged_->layout(), slot_, kDevice, kAllPaths, std::chrono::milliseconds(0));
+  ASSERT_TRUE(cudaSetDevice(0) == cudaSuccess);
+  EXPECT_EQ(measured.notes, std::vector<std::string>());
+  EXPECT_EQ(fastest(measured, CopyDirection::kGather), PathKind::kKernel);
+  EXPECT_EQ(fastest(measured, CopyDirection::kScatter), PathKind::kKernel);
+}
+
+// Short of memory today is no reason to leave a path out for ever.
+TEST_F(CudaCalibration, WithACandidateThatFailedNothingIsKept) {
+  make_fast("kernel");
+  fake_cuda::fail("cudaLaunchKernelExC", 2, cudaErrorMemoryAllocation);
+  const auto copier = make();
+  EXPECT_NE(copier->details().find(": out of memory (2)"), std::string::npos) << copier->details();
+  EXPECT_TRUE(files().empty());
+  fake_cuda::reset();
+  make_fast("kernel");
+  EXPECT_EQ(make()->name(), "cuda-kernel");
+  EXPECT_EQ(files().size(), 1u);
+}
+
 TEST_F(CudaCalibration, LongRunsNeedNoKernel) {
   const auto candidates = [](std::int64_t page_bytes) {
     std::byte* const anywhere = reinterpret_cast<std::byte*>(1 << 20);
@@ -147,6 +172,7 @@ TEST_F(CudaCalibration, WhatFailsIsANoteAndTheOthersAreMeasured) {
   EXPECT_EQ(without_batch->name().find("batch"), std::string::npos);
   EXPECT_NE(without_batch->details().find("; batch: cudaGetDriverEntryPointByVersion: invalid argument (1)"), std::string::npos)
       << without_batch->details();
+  EXPECT_TRUE(files().empty()) << "measured in part";
   fs::remove_all(folder());
   fake_cuda::reset();
   fake_cuda::fail("cudaMalloc", 1, cudaErrorMemoryAllocation);
@@ -188,6 +214,36 @@ TEST_F(CudaCalibration, EachDirectionHasItsOwn) {
   EXPECT_EQ(only_result(1).message, "");
   expect_gathered(0);
   EXPECT_EQ(arena_->compare(), "");
+}
+
+TEST_F(CudaCalibration, StagingMemoryIsBounded) {
+  constexpr std::int64_t kPage = 32 << 20;
+  for (const std::int64_t blocks_in_chunk : {2, 3}) {
+    std::byte* const pages = fake_cuda::allocate(4 * kPage, kDevice);
+    const PagedKvLayout paged = PagedKvLayout::opaque({pages}, 4, kPage, kPage);
+    const SlotLayout slot = SlotLayout::make(paged, blocks_in_chunk).value();
+    const std::uint64_t arena_bytes = image_bytes(static_cast<std::uint64_t>(slot.rank_bytes));
+    std::byte* const arena = fake_cuda::allocate_host(arena_bytes);
+    Calibration known;
+    known.rates = {{PathKind::kMemcpy, 1, 1}, {PathKind::kStaged, 9, 9}};
+    CalibrationKey key;
+    std::thread([&] {
+      key = CalibrationKey::of(CopyGeometry::make(paged, slot, arena, arena_bytes, 0).value(), slot.chunk_tokens, kDevice).value();
+    }).join();
+    ASSERT_TRUE(CalibrationCache::open()->store(key, known).ok());
+    auto made = make_cuda_copier(paged, slot, arena, arena_bytes, {}, kDevice);
+    ASSERT_TRUE(made.ok()) << made.status().to_string();
+    EXPECT_EQ((*made)->name(), blocks_in_chunk == 2 ? "cuda-staged" : "cuda-memcpy");
+    const std::string why = "; staged: a rank's part of a slot is 100663296 bytes, staging memory is at most 67108864";
+    EXPECT_EQ((*made)->details().find(why) != std::string::npos, blocks_in_chunk == 3) << (*made)->details();
+    made->reset();
+    ::setenv("LMCN_COPY_PATH", "staged", 1);
+    EXPECT_EQ(make_cuda_copier(paged, slot, arena, arena_bytes, {}, kDevice).status().code(),
+              blocks_in_chunk == 2 ? Code::kOk : Code::kResourceExhausted);
+    ::setenv("LMCN_COPY_PATH", "auto", 1);
+    fake_cuda::release_host(arena);
+    fake_cuda::release(pages);
+  }
 }
 
 // Anything but exactly what was written for this key is as good as absent.

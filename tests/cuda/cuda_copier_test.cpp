@@ -240,6 +240,35 @@ TEST_F(CudaCopier, AFailureIsPublishedOnlyAfterTheIssuedCopiesEnded) {
   EXPECT_EQ(state(0), RankState::kFailed);
 }
 
+// The engine may hand a load's pages out anew once it is reported, and the store a gather's slot: asking is tried until it
+// succeeds.
+TEST_F(CudaCopier, AJobIsReportedOnlyAfterItsCopiesEndedThoughAskingFails) {
+  for (const CopyDirection direction : {CopyDirection::kGather, CopyDirection::kScatter}) {
+    Gate gate(engine_, kDevice);
+    fake_cuda::reset();
+    fake_cuda::fail("cudaEventRecord", 3, cudaErrorMemoryAllocation);  // behind the copies
+    fake_cuda::fail("cudaStreamSynchronize", 1, cudaErrorMemoryAllocation);
+    ASSERT_TRUE(copier_->submit(engine_job(1, direction, {0})).ok());
+    std::vector<CopyDone> early;
+    const auto until = std::chrono::steady_clock::now() + 60s;
+    while (early.empty() && fake_cuda::calls("cudaStreamSynchronize") < 2 && std::chrono::steady_clock::now() < until) {
+      early = copier_->poll();
+      std::this_thread::yield();
+    }
+    ASSERT_TRUE(early.empty()) << "reported while its copies are still to run";
+    EXPECT_EQ(fake_cuda::state().copies_done, 0);
+    EXPECT_EQ(loads_done(arena_->image(0), 1), 0u);
+    gate.open();
+    EXPECT_EQ(only_result(1).message, "cudaEventRecord: out of memory (2)");
+    EXPECT_GE(fake_cuda::state().copies_done, 4);
+    if (direction == CopyDirection::kGather) {
+      EXPECT_EQ(state(0), RankState::kFailed);
+    } else {
+      EXPECT_EQ(loads_done(arena_->image(0), 1), 1u);
+    }
+  }
+}
+
 TEST_F(CudaCopier, ALostDeviceFailsJobsAndTellsNothingOfCopiesThatMayStillRun) {
   fake_cuda::fail("cudaMemcpyAsync", 2, cudaErrorIllegalAddress, true);
   ASSERT_TRUE(copier_->submit(engine_job(1, CopyDirection::kGather, {0})).ok());
@@ -252,6 +281,37 @@ TEST_F(CudaCopier, ALostDeviceFailsJobsAndTellsNothingOfCopiesThatMayStillRun) {
   EXPECT_FALSE(only_result(3).ok);
   EXPECT_EQ(loads_done(arena_->image(1), 1), 1u);
   fake_cuda::reset();  // else the arena stays registered, as it would on a lost device
+}
+
+// torch captures an engine's graphs in global mode.
+TEST_F(CudaCopier, ACaptureOfTheEngineIsNotDisturbed) {
+  cudaEvent_t event = nullptr;
+  ASSERT_EQ(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), cudaSuccess);
+  fake_cuda::capture(true);
+  EXPECT_EQ(cudaEventQuery(event), cudaErrorStreamCaptureUnsupported) << "a thread that took no care";
+  EXPECT_EQ(cudaGetLastError(), cudaErrorStreamCaptureUnsupported);
+  EXPECT_EQ(fake_cuda::spoilt_capture(), "cudaEventQuery");
+  ASSERT_EQ(cudaEventDestroy(event), cudaSuccess);
+
+  copier_.reset();
+  for (const char* path : {"auto", "memcpy", "batch", "kernel", "staged"}) {
+    SCOPED_TRACE(path);
+    fake_cuda::capture(true);
+    ::setenv("LMCN_COPY_PATH", path, 1);
+    auto made = backend_->make(paged_->layout(), slot_, arena_->base(), arena_->bytes(), case_.options);
+    ASSERT_TRUE(made.ok()) << made.status().to_string();
+    copier_ = std::move(made).value();
+    EXPECT_GT(fake_cuda::state().live_registrations, 0);
+    begin_slot(arena_->image(0), {}, {}, ArenaModel::kRanks * static_cast<std::uint64_t>(slot_.rank_bytes), ArenaModel::kRanks,
+               ArenaModel::generation(0));
+    ASSERT_TRUE(copier_->submit(engine_job(1, CopyDirection::kGather, {0})).ok());
+    EXPECT_EQ(only_result(1).message, "");
+    ASSERT_TRUE(copier_->submit(engine_job(2, CopyDirection::kScatter, {0})).ok());
+    EXPECT_EQ(only_result(2).message, "");
+    copier_.reset();
+    EXPECT_EQ(fake_cuda::state().live_registrations, 0);
+    EXPECT_EQ(fake_cuda::spoilt_capture(), "");
+  }
 }
 
 TEST_F(CudaCopier, ASubmitLeavesTheThreadsDeviceAlone) {

@@ -19,6 +19,8 @@ void reset() {
   g_driver = 13000;
   g_lockable = SIZE_MAX;
   g_ignore_waits = false;
+  g_capture = false;
+  g_spoilt_capture.clear();
   g_injections.clear();
   g_calls.clear();
   g_sticky = cudaSuccess;
@@ -71,6 +73,17 @@ void set_lockable(std::size_t bytes) {
   g_lockable = bytes;
 }
 
+void capture(bool under_way) {
+  std::lock_guard lock(g_mutex);
+  g_capture = under_way;
+  if (under_way) g_spoilt_capture.clear();
+}
+
+std::string spoilt_capture() {
+  std::lock_guard lock(g_mutex);
+  return g_spoilt_capture;
+}
+
 void ignore_waits(bool ignore) {
   std::lock_guard lock(g_mutex);
   g_ignore_waits = ignore;
@@ -78,7 +91,12 @@ void ignore_waits(bool ignore) {
 
 void set_cost(const std::string& call, double call_us, double copy_us) {
   std::lock_guard lock(g_mutex);
-  g_costs[call] = {call_us, copy_us};
+  g_costs[call] = {call_us, copy_us, 0};
+}
+
+void set_first_cost(const std::string& call, double us) {
+  std::lock_guard lock(g_mutex);
+  g_costs[call].first_us = us;
 }
 
 cudaError_t launch(cudaStream_t handle, dim3 grid, bool fits, std::function<void(int device)> kernel) {
@@ -185,6 +203,13 @@ cudaError_t cudaSetDevice(int device) {
   std::lock_guard lock(g_mutex);
   if (const auto error = injected("cudaSetDevice")) return *error;
   t_device = device;
+  return cudaSuccess;
+}
+
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  std::lock_guard lock(g_mutex);
+  if (const auto error = injected("cudaThreadExchangeStreamCaptureMode")) return *error;
+  std::swap(t_capture_mode, *mode);
   return cudaSuccess;
 }
 

@@ -49,11 +49,18 @@ void hold_callers(bool hold);
 void set_driver(int version);
 /// cudaHostRegister gives no more than this in all, as when RLIMIT_MEMLOCK is reached.
 void set_lockable(std::size_t bytes);
+/// A graph is being captured in global mode: calls that are unsafe then (allocating, registering, asking, synchronising) fail on
+/// threads that are not in relaxed mode, and spoil it.
+void capture(bool under_way);
+/// Which call of which kind spoilt the capture; "": none since capture(true).
+std::string spoilt_capture();
 /// cudaStreamWaitEvent does nothing: what a missing event would do to the data.
 void ignore_waits(bool ignore);
 /// From now on time passes in streams by this only: for each call, "kernel" for launches, and each of the copies that one makes.
 /// cudaEventElapsedTime tells it.
 void set_cost(const std::string& call, double call_us, double copy_us = 0);
+/// The next one takes so much longer.
+void set_first_cost(const std::string& call, double us);
 
 /// Host memory, 4 KiB-aligned, that the device sees at another address when it is registered, and cannot touch before.
 std::byte* allocate_host(std::size_t bytes);

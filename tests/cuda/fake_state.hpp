@@ -71,16 +71,19 @@ struct HostView {
 };
 inline std::map<std::byte*, HostView> g_host_views;  // of allocate_host()
 struct Cost {
-  double call_us = 0, copy_us = 0;
+  double call_us = 0, copy_us = 0, first_us = 0;
 };
 inline std::map<std::string, Cost> g_costs;
 inline int g_driver = 13000;
 inline std::size_t g_lockable = SIZE_MAX;
 inline bool g_ignore_waits = false;
 inline std::string g_fault;
+inline bool g_capture = false;
+inline std::string g_spoilt_capture;
 inline std::map<Event*, std::shared_ptr<Event>> g_events;  // a stream may still wait for one that was destroyed
 
 inline thread_local int t_device = 0;
+inline thread_local cudaStreamCaptureMode t_capture_mode = cudaStreamCaptureModeGlobal;
 inline thread_local cudaError_t t_last = cudaSuccess;
 
 class Stream {
@@ -167,6 +170,13 @@ inline cudaError_t fail_with(cudaError_t error) {
 // Counts the call and says whether it is to fail. REQUIRES g_mutex.
 inline std::optional<cudaError_t> injected(const std::string& call) {
   ++g_calls[call];
+  static const std::set<std::string> unsafe{"cudaMalloc",         "cudaHostAlloc",         "cudaHostRegister",
+                                            "cudaHostUnregister", "cudaStreamSynchronize", "cudaEventSynchronize",
+                                            "cudaEventQuery"};
+  if (g_capture && t_capture_mode != cudaStreamCaptureModeRelaxed && unsafe.contains(call)) {
+    g_spoilt_capture = call;
+    return fail_with(cudaErrorStreamCaptureUnsupported);
+  }
   if (g_sticky != cudaSuccess) return fail_with(g_sticky);
   const auto found = g_injections.find(call);
   if (found == g_injections.end() || --found->second.nth > 0) return std::nullopt;
@@ -186,7 +196,9 @@ inline const Allocation* allocation_of(const std::byte* address, std::size_t ext
 
 inline double cost_of(const std::string& call, std::size_t copies) {
   const auto found = g_costs.find(call);
-  return found == g_costs.end() ? 0 : found->second.call_us + static_cast<double>(copies) * found->second.copy_us;
+  if (found == g_costs.end()) return 0;
+  Cost& cost = found->second;
+  return std::exchange(cost.first_us, 0) + cost.call_us + static_cast<double>(copies) * cost.copy_us;
 }
 
 }  // namespace fake_cuda::shared

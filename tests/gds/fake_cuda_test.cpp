@@ -2,6 +2,11 @@
 // memory as if by GPUDirect Storage.
 #include <cuda_runtime_api.h>
 
+#include <latch>
+#include <mutex>
+#include <set>
+#include <thread>
+
 #include "fake_cudart.hpp"
 #include "fake_gds.hpp"
 #include "load_fixture.hpp"
@@ -11,6 +16,16 @@ namespace lmcn::load_test {
 // Device 1, so that a missing cudaSetDevice shows.
 constexpr int kDevice = 1;
 
+/// Where GDS reads went.
+struct ReadInto {
+  std::mutex mutex;
+  std::set<void*> memory;
+};
+ReadInto& read_into() {
+  static ReadInto into;
+  return into;
+}
+
 /// cuFile registers and gives back in the current context: so here only where the device is current.
 LmcnGdsPlugin strict_gds() {
   LmcnGdsPlugin plugin = kFakeGds;
@@ -19,6 +34,14 @@ LmcnGdsPlugin strict_gds() {
     EXPECT_EQ(cudaGetDevice(&device), cudaSuccess);
     EXPECT_EQ(device, kDevice);
     return kFakeGds.register_memory(reader, base, bytes, error);
+  };
+  plugin.read = [](LmcnGdsReader* reader, std::uint32_t file, std::uint64_t offset, void* memory, std::uint64_t bytes,
+                   LmcnGdsError error) {
+    {
+      std::lock_guard lock(read_into().mutex);
+      read_into().memory.insert(memory);
+    }
+    return kFakeGds.read(reader, file, offset, memory, bytes, error);
   };
   plugin.destroy = [](LmcnGdsReader* reader) {
     int device = -1;
@@ -115,6 +138,137 @@ TEST_F(OnDevice, WhatTheKernelCannotVerifyFails) {
   done = load(job);
   EXPECT_EQ(done.failed.size(), 2u);
   for (const DeviceLoadFailure& one : done.failed) EXPECT_EQ(one.status.code(), Code::kIoError) << one.status.to_string();
+}
+
+TEST_F(OnDevice, ACaptureOfTheEngineIsNotDisturbed) {
+  make_loader();
+  const DeviceLoadJob job = two_records();
+  expect_loaded(job, 0, 0);
+  expect_loaded(job, 1, 1);
+  fake_cuda::capture(true);
+  EXPECT_TRUE(load(job).ok);
+  EXPECT_EQ(fake_cuda::spoilt_capture(), "");
+  fake_cuda::capture(false);
+  expect_pages();
+}
+
+/// An engine's stream that stands still until open().
+class HeldStream {
+ public:
+  HeldStream() {
+    fake_cuda::enqueue(stream_, kDevice, [this] { latch_.wait(); });
+  }
+  ~HeldStream() {
+    open();
+    fake_cuda::destroy_stream(stream_);
+  }
+  HeldStream(const HeldStream&) = delete;
+  HeldStream& operator=(const HeldStream&) = delete;
+  void open() {
+    if (!latch_.try_wait()) latch_.count_down();
+  }
+  std::uint64_t handle() const { return reinterpret_cast<std::uintptr_t>(stream_); }
+
+ private:
+  std::latch latch_{1};
+  const cudaStream_t stream_ = fake_cuda::create_stream(kDevice);
+};
+
+class Broken : public OnDevice {
+ protected:
+  void make_lanes(unsigned lanes) {
+    loading.in_flight = lanes;
+    make_loader();
+  }
+  DeviceLoadJob one_record(std::uint64_t id, std::uint32_t record) {
+    DeviceLoadJob job{.id = id};
+    add(job, write(record));
+    return job;
+  }
+  /// The scatter of `job`, whose kernel waits for `held`, and asking for its end ends in `error` however it is asked for the first
+  /// time. REQUIRES: no other item is under way.
+  void fail_scatter(DeviceLoadJob& job, const HeldStream& held, const std::string& call, cudaError_t error) {
+    job.stream = held.handle();
+    fake_cuda::reset();
+    // Records: submit()'s, the verification's, of the kernel's plan, the scatter's.
+    fake_cuda::fail(call, call == "cudaEventRecord" ? 4 : 2, error);
+    fake_cuda::fail("cudaStreamSynchronize", 1, error);
+    ASSERT_TRUE(loader->submit(job).ok());
+  }
+};
+
+// vLLM hands pages out anew as soon as a load is reported.
+TEST_F(Broken, AnItemIsReportedOnlyAfterItsKernelHasEnded) {
+  make_lanes(1);
+  std::uint32_t record = 0;
+  for (const std::string call : {"cudaEventRecord", "cudaEventSynchronize"}) {
+    SCOPED_TRACE(call);
+    HeldStream held;
+    DeviceLoadJob job = one_record(record, record);
+    fail_scatter(job, held, call, cudaErrorMemoryAllocation);
+    std::vector<DeviceLoadDone> early;
+    const auto until = std::chrono::steady_clock::now() + 60s;
+    while (early.empty() && fake_cuda::calls("cudaStreamSynchronize") < 2 && std::chrono::steady_clock::now() < until) {
+      early = loader->poll();
+      std::this_thread::yield();
+    }
+    EXPECT_TRUE(early.empty()) << "reported while its kernel is still to run";
+    expect_pages();
+    expect_loaded(job, 0, record);
+    held.open();
+    if (early.empty()) expect_failed(result(job.id), 0, Code::kIoError, call + ": out of memory (2)");
+    expect_pages();
+    const DeviceLoadJob next = one_record(record + 1, record + 1);
+    expect_loaded(next, 0, record + 1);
+    EXPECT_TRUE(load(next).ok) << "the lane goes on";
+    expect_pages();
+    record += 2;
+  }
+}
+
+TEST_F(Broken, NothingIsReadIntoTheMemoryOfALaneThatNobodyKnowsTheEndOf) {
+  make_lanes(2);
+  HeldStream held;
+  DeviceLoadJob lost = one_record(100, 100);
+  read_into().memory.clear();
+  fail_scatter(lost, held, "cudaEventSynchronize", cudaErrorIllegalAddress);
+  expect_failed(result(100), 0, Code::kIoError, "an illegal memory access");
+  ASSERT_EQ(read_into().memory.size(), 1u);
+  void* const memory = *read_into().memory.begin();
+  read_into().memory.clear();
+  DeviceLoadJob rest{.id = 1};
+  for (std::uint32_t i = 0; i < 8; ++i) add(rest, write(i));
+  for (std::uint32_t i = 0; i < 8; ++i) expect_loaded(rest, i, i);
+  EXPECT_TRUE(load(rest).ok) << "the other lane goes on";
+  EXPECT_EQ(read_into().memory.size(), 1u);
+  EXPECT_FALSE(read_into().memory.contains(memory));
+  expect_pages();
+  held.open();
+  loader.reset();
+  expect_loaded(lost, 0, 100);  // by the kernel that was still to run: of its own record
+  expect_pages();
+}
+
+TEST_F(Broken, WithoutAnyLaneItemsFail) {
+  make_lanes(1);
+  HeldStream held;
+  DeviceLoadJob job = one_record(1, 1);
+  add(job, write(2));
+  add(job, write(3));
+  read_into().memory.clear();
+  fake_gds().reads = 0;
+  fail_scatter(job, held, "cudaEventSynchronize", cudaErrorIllegalAddress);
+  const DeviceLoadDone done = result(1);
+  ASSERT_EQ(done.failed.size(), 3u);
+  EXPECT_EQ(done.failed[0].status.code(), Code::kIoError);
+  for (const std::size_t i : {1, 2}) {
+    EXPECT_EQ(done.failed[i].status.code(), Code::kUnavailable);
+    EXPECT_NE(done.failed[i].status.message().find("every lane has lost the device: scatter: cudaEventSynchronize: "),
+              std::string::npos)
+        << done.failed[i].status.to_string();
+  }
+  expect_failed(load(one_record(2, 4)), 0, Code::kUnavailable, "every lane has lost the device");
+  EXPECT_EQ(fake_gds().reads, 1);
 }
 
 TEST_F(OnDevice, TheProbeTakesGdsOnlyWhereItIsReal) {

@@ -88,11 +88,12 @@ class LoadFixture : public nvme::LogFixture {
   std::uint64_t payload_bytes() const { return static_cast<std::uint64_t>(slot.rank_bytes) * loading.rank_count; }
 
   /// Writes chunk `id` to the log; its payload follows from `id`.
-  DeviceLoadItem write(std::uint32_t id) {
+  DeviceLoadItem write(std::uint32_t id) { return write(id, payload_bytes()); }
+  DeviceLoadItem write(std::uint32_t id, std::uint64_t bytes) {
     ids = std::max(ids, id + 1);
-    nvme::PageBuffer image(image_bytes(payload_bytes()) / kPageBytes);
-    begin_slot(image.data(), nvme::key_of(id), nvme::kTestNamespace, payload_bytes(), loading.rank_count, 1);
-    nvme::fill_payload(image.data() + kPageBytes, payload_bytes(), id);
+    nvme::PageBuffer image(image_bytes(bytes) / kPageBytes);
+    begin_slot(image.data(), nvme::key_of(id), nvme::kTestNamespace, bytes, loading.rank_count, 1);
+    nvme::fill_payload(image.data() + kPageBytes, bytes, id);
     Extent extent;
     for (int attempt = 0; attempt < 2; ++attempt) {
       std::promise<Put> done;

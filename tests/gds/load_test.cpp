@@ -48,6 +48,19 @@ TEST_F(Load, JobsAtOnceThroughAStagingMemoryOfTwoRecords) {
   expect_pages();
 }
 
+TEST_F(Load, APayloadThatIsShorterThanItsPaddedImageShows) {
+  make_loader();
+  const std::uint64_t shorter = payload_bytes() - loading.rank_count;
+  ASSERT_EQ(image_bytes(shorter), image_bytes(payload_bytes()));
+  DeviceLoadJob job{.id = 1};
+  add(job, write(1, shorter));
+  add(job, write(2));
+  expect_loaded(job, 1, 2);
+  expect_failed(load(job), 0, Code::kCorruption,
+                "payload of " + std::to_string(shorter) + " bytes for 3 ranks, expected " + std::to_string(payload_bytes()));
+  expect_pages();
+}
+
 TEST_F(Load, APartOfAChunkFromTheMiddleOfABlock) {
   make_loader();
   DeviceLoadItem item = write(1);

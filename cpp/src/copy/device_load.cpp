@@ -7,7 +7,9 @@
 //  D1  Only the lane that took an item touches pages for it, and only in `moving`, which it enters from `reading` after its bytes
 //      were verified. Cancelling and deadlines end items in `queued` and `reading` only: after that the lane drops its bytes.
 //  D2  A lane's staging memory is its own until its read has returned, however long the item has been ended by then.
-//  D3  A job is reported once, when its last item has ended.
+//  D3  A lane whose staging memory may still be in use by the device (DeviceStageLane::broken) takes no more items. The others do;
+//      when none is left, what is open and what is submitted fails.
+//  D4  A job is reported once, when its last item has ended.
 #include "lmcn/device_load.hpp"
 
 #include <algorithm>
@@ -71,7 +73,7 @@ struct HeaderPage {
   alignas(kPageBytes) std::byte bytes[kPageBytes];
 };
 
-Status check_record(const std::byte* page, const DeviceLoadItem& item, std::uint32_t rank_count) {
+Status check_record(const std::byte* page, const DeviceLoadItem& item, std::uint32_t rank_count, std::uint64_t payload_bytes) {
   LMCN_RETURN_IF_ERROR(check_header(page, item.image_bytes));
   const SlotHeader& header = *slot_header(page);
   if (header.key != item.key || header.ns != item.ns || header.region_sequence != item.region_sequence) {
@@ -80,9 +82,9 @@ Status check_record(const std::byte* page, const DeviceLoadItem& item, std::uint
                                    std::to_string(header.region_sequence) + "), expected key " + item.key.to_hex() +
                                    ", namespace " + item.ns.to_hex() + ", sequence " + std::to_string(item.region_sequence)};
   }
-  if (header.rank_count != rank_count || image_bytes(header.payload_bytes) != item.image_bytes) {
-    return {Code::kCorruption, "record of " + std::to_string(image_bytes(header.payload_bytes)) + " bytes for " +
-                                   std::to_string(header.rank_count) + " ranks, expected " + std::to_string(item.image_bytes) +
+  if (header.rank_count != rank_count || header.payload_bytes != payload_bytes) {
+    return {Code::kCorruption, "payload of " + std::to_string(header.payload_bytes) + " bytes for " +
+                                   std::to_string(header.rank_count) + " ranks, expected " + std::to_string(payload_bytes) +
                                    " bytes for " + std::to_string(rank_count)};
   }
   return {};
@@ -145,6 +147,10 @@ class Loader final : public DeviceLoader {
       }
       if (job->open_items == 0) {
         end_job(*job);
+        return {};
+      }
+      if (working_ == 0) {
+        end_open(*job, no_lane_);
         return {};
       }
       queue_.push_back(job);
@@ -258,6 +264,16 @@ class Loader final : public DeviceLoader {
     return false;
   }
 
+  /// A lane gives up for `why`.
+  void lane_broke(const Status& why) {
+    if (--working_ > 0) return;
+    no_lane_ = {Code::kUnavailable, "every lane has lost the device: " + why.message()};
+    queue_.clear();
+    std::vector<JobPtr> jobs;
+    for (const auto& [id, job] : jobs_) jobs.push_back(job);
+    for (const JobPtr& job : jobs) end_open(*job, no_lane_);
+  }
+
   // ---- a lane's thread
 
   void run(DeviceStageLane& lane) {
@@ -266,6 +282,7 @@ class Loader final : public DeviceLoader {
     std::unique_lock lock(mutex_);
     if (!attached.ok() && attach_failure_.ok()) attach_failure_ = attached;
     ++attached_;
+    if (attached.ok()) ++working_;
     progress_.notify_all();
     if (!attached.ok()) return;
     for (;;) {
@@ -280,7 +297,12 @@ class Loader final : public DeviceLoader {
       Status status = read_and_verify(lane, *page, job->load.items[item]);
       LMCN_SEQ_POINT("device_load.verified");
       lock.lock();
-      if (job->states[item] != ItemState::kReading) continue;
+      const bool wanted = job->states[item] == ItemState::kReading;
+      if (lane.broken()) {
+        if (wanted) end_item(*job, item, status);
+        return lane_broke(status);
+      }
+      if (!wanted) continue;
       if (!status.ok()) {
         end_item(*job, item, std::move(status));
         continue;
@@ -291,7 +313,8 @@ class Loader final : public DeviceLoader {
       status = lane.scatter(job->copy, static_cast<std::uint32_t>(item), segments_.rank_part, job->mark.get());
       if (!status.ok()) status = Status(Code::kIoError, "scatter: " + status.message());
       lock.lock();
-      end_item(*job, item, std::move(status));
+      end_item(*job, item, status);
+      if (lane.broken()) return lane_broke(status);
     }
   }
 
@@ -299,7 +322,7 @@ class Loader final : public DeviceLoader {
     Result<std::shared_ptr<const LoadFile>> file = files_->get(item.path);
     if (!file.ok()) return file.status();
     LMCN_RETURN_IF_ERROR((*file)->read(item.offset, page.bytes, kPageBytes));
-    LMCN_RETURN_IF_ERROR(check_record(page.bytes, item, options_.rank_count));
+    LMCN_RETURN_IF_ERROR(check_record(page.bytes, item, options_.rank_count, geometry_->rank_bytes() * options_.rank_count));
     LMCN_RETURN_IF_ERROR(read_payload(lane, **file, item.offset + kPageBytes + segments_.begin));
     const SlotHeader& header = *slot_header(page.bytes);
     return lane.verify({segments_.bytes, segments_.segment_bytes, segments_.first,
@@ -377,8 +400,9 @@ class Loader final : public DeviceLoader {
   std::vector<std::string> notes_;
   bool gds_gone_;
   bool stop_ = false;
-  unsigned attached_ = 0;
+  unsigned attached_ = 0, working_ = 0;  // lanes
   Status attach_failure_;
+  Status no_lane_;  // why working_ is 0
 
   std::optional<LoadFiles> files_;  // after stage_: what was registered goes with the last file, and before the memory
   std::vector<std::thread> lanes_;

@@ -23,6 +23,7 @@ class HostLane final : public DeviceStageLane {
 
   Status attach() override { return {}; }
   std::byte* memory() noexcept override { return memory_; }
+  bool broken() const noexcept override { return false; }
   Result<std::byte*> host_memory() override { return memory_; }
   Status upload(std::uint64_t) override { return {}; }
   Status download(std::uint64_t) override { return {}; }

@@ -41,6 +41,9 @@ class DeviceStageLane {
   virtual Status attach() = 0;
   /// The lane's part of the staging memory; a multiple of 16, in host memory of 4096.
   virtual std::byte* memory() noexcept = 0;
+  /// Since a call failed: something may still read or write memory() and nobody can tell when it ends. Nothing may be put there any
+  /// more. While this is false, whatever a call began has ended when the call returns, failed or not.
+  virtual bool broken() const noexcept = 0;
   /// Host memory of the same size, 4096-aligned, that upload() takes to memory(); the same memory where that is the host's.
   virtual Result<std::byte*> host_memory() = 0;
   /// Copies the first `bytes` of host_memory() to memory(); waits.
