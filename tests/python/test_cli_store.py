@@ -297,6 +297,7 @@ def test_ctrl_c_ends_verify(store_path: Path) -> None:
 import os, signal, sys
 from lmcache_native import _native
 from lmcache_native.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
 verify = _native.verify_store
 def interrupted(path, progress):
     os.kill(os.getpid(), signal.SIGINT)
