@@ -81,9 +81,9 @@ def test_load_that_could_not_be_leased_is_recomputed(token_engine: Any, monkeypa
     token_engine.forget_gpu()
     lease = token_engine.scheduler._lease
 
-    def cleared_in_between(state: Any, keys: Any) -> Any:
+    def cleared_in_between(*args: Any) -> Any:
         token_engine.scheduler.store.clear()
-        return lease(state, keys)
+        return lease(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(token_engine.scheduler, "_lease", cleared_in_between)
