@@ -335,7 +335,7 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
     for owner in (torch.cuda, torch.cuda.Stream, torch.cuda.Event):
-        monkeypatch.setattr(owner, "synchronize", synchronize)
+        monkeypatch.setattr(owner, "synchronize", synchronize, raising=False)  # an engine of this process has put others there
     return current
 
 
