@@ -28,13 +28,19 @@ def make() -> Iterator[Make]:
         yield maker
 
 
+def on_nvme(engine: Engine, seed: int) -> list[int]:
+    """A prompt of five chunks that are on NVMe alone."""
+    tokens = prompt(seed, 125)
+    engine.answered(tokens)
+    evict(engine, tokens)
+    return tokens
+
+
 @pytest.mark.parametrize("config", [{}, {"async_loading": False}])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_records_are_read_by_the_workers(make: Make, tmp_path: Path, ranks: int, config: dict[str, Any]) -> None:
     engine = make(chunk=24, ranks=ranks, directory=tmp_path / "kv", direct=True, step_tokens=200, **config)
-    tokens = prompt(17, 125)
-    engine.answered(tokens)
-    evict(engine, tokens)
+    tokens = on_nvme(engine, 17)
     promoted = engine.stats["promoted_chunks"]
     assert engine.answered(tokens) == 120
     assert engine.stats["promoted_chunks"] == promoted
@@ -43,9 +49,7 @@ def test_records_are_read_by_the_workers(make: Make, tmp_path: Path, ranks: int,
 
 def test_one_load_from_both_tiers(make: Make, tmp_path: Path) -> None:
     engine = make(chunk=24, directory=tmp_path / "kv", direct=True)
-    tokens = prompt(18, 125)
-    engine.answered(tokens)
-    evict(engine, tokens)
+    tokens = on_nvme(engine, 18)
     store = engine.scheduler.store
     some = list(keys_of(engine, tokens))[1:3]
     store.acquire(engine.scheduler.namespaces.plain(), some, 10.0).release()  # promoted: the second and the third
@@ -83,9 +87,7 @@ def damage(engine: Engine, data: Path, tokens: list[int], chunk: int) -> None:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_damaged_record_is_recomputed(make: Make, tmp_path: Path, ranks: int, failed: list[str]) -> None:
     engine = make(chunk=24, ranks=ranks, directory=tmp_path / "kv", direct=True)
-    tokens = prompt(20, 125)
-    engine.answered(tokens)
-    evict(engine, tokens)
+    tokens = on_nvme(engine, 20)
     damage(engine, tmp_path / "kv" / "data.000", tokens, 2)
     name = engine.ask(tokens)
     engine.drain()  # which checks every byte that was read
@@ -94,9 +96,7 @@ def test_damaged_record_is_recomputed(make: Make, tmp_path: Path, ranks: int, fa
 
 def test_damaged_record_is_stored_anew(make: Make, tmp_path: Path, failed: list[str]) -> None:
     engine = make(chunk=24, directory=tmp_path / "kv", direct=True)
-    tokens = prompt(20, 125)
-    engine.answered(tokens)
-    evict(engine, tokens)
+    tokens = on_nvme(engine, 20)
     damage(engine, tmp_path / "kv" / "data.000", tokens, 2)
     engine.ask(tokens)
     engine.drain()
@@ -112,9 +112,7 @@ def test_damaged_record_is_stored_anew(make: Make, tmp_path: Path, failed: list[
 
 def test_reads_that_fail_send_loads_through_host_memory(make: Make, tmp_path: Path, failed: list[str]) -> None:
     engine = make(chunk=24, directory=tmp_path / "kv", direct=True)
-    tokens = prompt(20, 125)
-    engine.answered(tokens)
-    evict(engine, tokens)
+    tokens = on_nvme(engine, 20)
     loader = engine.workers[0]._loader
     assert loader is not None
     loader._files = [str(tmp_path / "gone")]
@@ -133,9 +131,7 @@ def test_record_whose_region_was_reused_is_recomputed(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failed: list[str]
 ) -> None:
     engine = make(chunk=24, directory=tmp_path / "kv", direct=True)
-    tokens = prompt(21, 125)
-    engine.answered(tokens)
-    evict(engine, tokens)
+    tokens = on_nvme(engine, 21)
     locate = Store.locate
 
     def of_before(self: Store, keys: Any) -> Any:
@@ -151,9 +147,7 @@ def test_record_that_is_gone_before_the_load(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failed: list[str]
 ) -> None:
     engine = make(chunk=24, directory=tmp_path / "kv", direct=True)
-    tokens = prompt(22, 125)
-    engine.answered(tokens)
-    evict(engine, tokens)
+    tokens = on_nvme(engine, 22)
     lease = engine.scheduler._lease
 
     def cleared_in_between(state: Any, keys: Any, chunks: Any) -> Any:
