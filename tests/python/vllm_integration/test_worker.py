@@ -78,7 +78,7 @@ def test_stale_slot_fails_its_blocks_only(world: World) -> None:
     def stale(spec: SlotLoadStoreSpec) -> SlotLoadStoreSpec:
         generations = array("I", spec.generations)
         generations[1] += 1
-        return SlotLoadStoreSpec(spec.serial, spec.offsets, generations)
+        return SlotLoadStoreSpec(spec.serial, spec.offsets, generations, spec.group_chunks)
 
     world.load(reader, [1, 2, 3], [20, 21, 22], change=stale)
     worker = world.workers[0]
@@ -136,7 +136,7 @@ def test_no_scheduler_to_attach_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copier_client, "ATTACH_TIMEOUT_S", 0.01)
     monkeypatch.setattr(copier_client, "ArenaAttachment", type("Counting", (), {"attach": staticmethod(counting)}))
     lonely = NativeOffloadingWorker(caches(0), engine_id="nobody-serves-this", rank=0, ranks=1, blocks_per_chunk=1, copy_threads=1)
-    spec = SlotLoadStoreSpec(5, array("Q", [0]), array("I", [1]))
+    spec = SlotLoadStoreSpec(5, array("Q", [0]), array("I", [1]), (1,))
     assert lonely.submit_load(1, spec, GPULoadStoreSpec([4], (1,), (0,)))
     assert lonely.submit_store(2, GPULoadStoreSpec([4], (1,), (0,)), spec)
     assert [(result.job_id, result.success) for result in lonely.get_finished()] == [(1, True), (2, True)]
@@ -146,19 +146,17 @@ def test_no_scheduler_to_attach_to(monkeypatch: pytest.MonkeyPatch) -> None:
     assert waits == [0.01]
 
 
-def test_memory_of_unequal_layers_is_refused() -> None:
-    unequal = caches(0)
-    unequal.group_data_refs[0][1] = type(unequal.group_data_refs[0][1])(1, 2048)
-    with pytest.raises(Unsupported, match="different"):
-        PagedMemory.of(unequal)
-    unequal.group_data_refs = unequal.group_data_refs * 2
-    with pytest.raises(Unsupported, match="2 KV cache groups"):
-        PagedMemory.of(unequal)
+def test_layers_on_different_devices_are_refused() -> None:
+    apart = caches(0)
+    apart.tensors[1].tensor = apart.tensors[1].tensor.to("meta")
+    with pytest.raises(Unsupported, match=r"different \(blocks, device\)"):
+        PagedMemory.of_groups(apart)
 
 
 def test_specs_are_small_and_pickle() -> None:
-    spec = SlotLoadStoreSpec(3, array("Q", range(100)), array("I", range(100)))
+    spec = SlotLoadStoreSpec(3, array("Q", range(100)), array("I", range(100)), (100,))
     data = pickle.dumps(spec)
     again = pickle.loads(data)
     assert (again.serial, again.offsets, again.generations) == (spec.serial, spec.offsets, spec.generations)
+    assert again.group_chunks == (100,)
     assert len(data) < 100 * 12 + 300

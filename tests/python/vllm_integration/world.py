@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from vllm.v1.kv_offload.base import (
 )
 
 from lmcache_native import Store
-from lmcache_native.integration.vllm.manager import NativeOffloadingManager
+from lmcache_native.integration.vllm.manager import ChunkGroup, NativeOffloadingManager
 from lmcache_native.integration.vllm.worker import NativeOffloadingWorker
 
 LAYERS = 2
@@ -30,23 +31,49 @@ BLOCKS = 24
 MISS, HIT, PENDING, RETRY = LookupResult.MISS, LookupResult.HIT, LookupResult.HIT_PENDING, LookupResult.RETRY
 
 
-def caches(seed: int) -> CanonicalKVCaches:
+Groups = Sequence[Sequence[int]]  # by KV cache group: the page bytes of its layers
+Names = list[int] | dict[int, list[int]]  # of chunks of group 0, or by group
+
+
+def caches(seed: int, groups: Groups = ((PAGE_BYTES,) * LAYERS,)) -> CanonicalKVCaches:
+    """As vLLM lays groups out: layer number n of each lies in the same memory, whose blocks are as large as the largest page."""
     generator = torch.Generator().manual_seed(seed)
-    tensors = [torch.randint(-128, 128, (BLOCKS, PAGE_BYTES), dtype=torch.int8, generator=generator) for _ in range(LAYERS)]
+    pages = [max(sizes) for sizes in itertools.zip_longest(*groups, fillvalue=0)]
+    tensors = [torch.randint(-128, 128, (BLOCKS, page), dtype=torch.int8, generator=generator) for page in pages]
     return CanonicalKVCaches(
-        tensors=[CanonicalKVCacheTensor(tensor, PAGE_BYTES) for tensor in tensors],
-        group_data_refs=[[CanonicalKVCacheRef(index, PAGE_BYTES) for index in range(LAYERS)]],
+        tensors=[CanonicalKVCacheTensor(tensor, page) for tensor, page in zip(tensors, pages, strict=True)],
+        group_data_refs=[[CanonicalKVCacheRef(index, page) for index, page in enumerate(of_group)] for of_group in groups],
     )
 
 
-def keys(*names: int) -> list[bytes]:
-    return [make_offload_key(name.to_bytes(32, "big"), 0) for name in names]
+def keys(*names: int, group: int = 0) -> list[bytes]:
+    return [make_offload_key(name.to_bytes(32, "big"), group) for name in names]
+
+
+def all_keys(names: Names) -> list[bytes]:
+    """In vLLM's order."""
+    if isinstance(names, list):
+        return keys(*names)
+    return [key for group in sorted(names) for key in keys(*names[group], group=group)]
 
 
 class World:
-    def __init__(self, *, ranks: int = 1, per_chunk: int = 1, host_bytes: int = 16 << 20, directory: Path | None = None) -> None:
+    """`windowed`: groups of which only the latest chunks are looked for."""
+
+    def __init__(
+        self,
+        *,
+        ranks: int = 1,
+        per_chunk: int = 1,
+        host_bytes: int = 16 << 20,
+        directory: Path | None = None,
+        groups: Groups = ((PAGE_BYTES,) * LAYERS,),
+        windowed: Sequence[int] = (),
+        nvme_bytes: int = 128 << 20,
+    ) -> None:
         self.per_chunk = per_chunk
-        self.caches = [caches(seed=rank) for rank in range(ranks)]
+        self.groups = groups
+        self.caches = [caches(rank, groups) for rank in range(ranks)]
         engine_id = f"test-{uuid.uuid4()}"
         self.workers = [
             NativeOffloadingWorker(cache, engine_id=engine_id, rank=rank, ranks=ranks, blocks_per_chunk=per_chunk, copy_threads=1)
@@ -58,11 +85,14 @@ class World:
             rank_count=ranks,
             max_payload_bytes=rank_bytes * ranks,
             directory=directory,
-            nvme_bytes=128 << 20 if directory else 0,
+            nvme_bytes=nvme_bytes if directory else 0,
         )
         self.store.serve(engine_id, rank_bytes)
         self.manager = NativeOffloadingManager()
-        self.manager.open(self.store, {"test": "1"}, rank_bytes * ranks)
+        layouts = self.workers[0].slot_layouts
+        self.manager.open(
+            self.store, {"test": "1"}, [ChunkGroup(of.rank_bytes * ranks, group in windowed) for group, of in enumerate(layouts)]
+        )
         self._jobs = itertools.count()
         self._requests = itertools.count()
 
@@ -72,8 +102,8 @@ class World:
         self.manager.on_new_request(context)
         return context
 
-    def look(self, context: ReqContext, *names: int) -> list[LookupResult]:
-        return [self.manager.lookup(key, context) for key in keys(*names)]
+    def look(self, context: ReqContext, *names: int, group: int = 0) -> list[LookupResult]:
+        return [self.manager.lookup(key, context) for key in keys(*names, group=group)]
 
     def pages(self, rank: int, blocks: list[int]) -> list[bytes]:
         return [b"".join(tensor.tensor[block].numpy().tobytes() for tensor in self.caches[rank].tensors) for block in blocks]
@@ -83,32 +113,59 @@ class World:
             for tensor in cache.tensors:
                 tensor.tensor[blocks] = 0
 
-    def prepare_store(self, context: ReqContext, names: list[int]) -> Any:
-        return self.manager.prepare_store(keys(*names), context)
+    def group_pages(self, group: int, blocks: list[int]) -> list[bytes]:
+        """What rank 0's layers of this group have in each block."""
+        cache = self.caches[0]
+        parts = [(cache.tensors[ref.tensor_idx].tensor, ref.page_size_bytes) for ref in cache.group_data_refs[group]]
+        return [b"".join(tensor[block, :page].numpy().tobytes() for tensor, page in parts) for block in blocks]
 
-    def copy_stores(self, spec: Any, blocks: list[int], ranks: list[int] | None = None) -> None:
+    def paged(self, blocks: list[int] | dict[int, list[int]], first: dict[int, int]) -> GPULoadStoreSpec:
+        """`first`: by group, the number within the request of the first of its blocks (0 where it is not said)."""
+        by_group = blocks if isinstance(blocks, dict) else {0: blocks}
+        of = [by_group.get(group, []) for group in range(len(self.groups))]
+        return GPULoadStoreSpec(
+            [block for part in of for block in part], [*map(len, of)], [first.get(g, 0) for g in range(len(of))]
+        )
+
+    def prepare_store(self, context: ReqContext, names: Names) -> Any:
+        return self.manager.prepare_store(all_keys(names), context)
+
+    def copy_stores(
+        self,
+        spec: Any,
+        blocks: list[int] | dict[int, list[int]],
+        ranks: list[int] | None = None,
+        first: dict[int, int] | None = None,
+    ) -> None:
         """The workers' part of a store."""
         for rank, worker in enumerate(self.workers):
             if ranks is None or rank in ranks:
                 job = next(self._jobs)
-                assert worker.submit_store(job, GPULoadStoreSpec(blocks, (len(blocks),), (0,)), spec)
+                assert worker.submit_store(job, self.paged(blocks, first or {}), spec)
                 self.ended(worker, job)
 
-    def stored(self, context: ReqContext, names: list[int], blocks: list[int]) -> None:
+    def stored(self, context: ReqContext, names: Names, blocks: list[int] | dict[int, list[int]]) -> None:
         output = self.prepare_store(context, names)
-        assert output.keys_to_store == keys(*names)
+        assert output.keys_to_store == all_keys(names)
         self.copy_stores(output.store_spec, blocks)
         self.manager.complete_store(set(output.keys_to_store), context)
 
-    def load(self, context: ReqContext, names: list[int], blocks: list[int], first_block: int = 0, change: Any = None) -> None:
+    def load(
+        self,
+        context: ReqContext,
+        names: Names,
+        blocks: list[int] | dict[int, list[int]],
+        first_block: int | dict[int, int] = 0,
+        change: Any = None,
+    ) -> None:
         """A whole load, lookup to completion, into `blocks`, the request's blocks from number `first_block` on."""
-        spec = self.manager.prepare_load(keys(*names), context)
+        first = first_block if isinstance(first_block, dict) else {0: first_block}
+        spec = self.manager.prepare_load(all_keys(names), context)
         for worker in self.workers:
             job = next(self._jobs)
-            target = GPULoadStoreSpec(blocks, (len(blocks),), (first_block,))
-            assert worker.submit_load(job, spec if change is None else change(spec), target)
+            assert worker.submit_load(job, spec if change is None else change(spec), self.paged(blocks, first))
             self.ended(worker, job)
-        self.manager.complete_load(set(keys(*names)), context)
+        self.manager.complete_load(set(all_keys(names)), context)
 
     @staticmethod
     def ended(worker: NativeOffloadingWorker, job: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lmcache_native.config import check_machine, resolve
 from lmcache_native.integration.vllm import compat, layout, namespace, spec, support
-from lmcache_native.integration.vllm.manager import NativeOffloadingManager
+from lmcache_native.integration.vllm.manager import ChunkGroup, NativeOffloadingManager
 from lmcache_native.integration.vllm.opening import StoreOpening
 from lmcache_native.integration.vllm.worker import NativeOffloadingWorker, NotStarted
 from lmcache_native.logging import get_logger
@@ -58,8 +58,10 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
         support.check_role(transfer.kv_role)
         support.check_parallelism(vllm_config.parallel_config)
         support.check_spec_name(extra, spec.NAME)
-        group = support.offloaded_group(kv_cache_config)
-        blocks = support.blocks_per_chunk(self._config.chunk_tokens, group.kv_cache_spec.block_size, extra)
+        self._groups = support.offloaded_groups(kv_cache_config)
+        self._windowed = [any(map(support.is_windowed, compat.uniform_specs(group.kv_cache_spec))) for group in self._groups]
+        block_tokens = [int(group.kv_cache_spec.block_size) for group in self._groups]
+        blocks = support.blocks_per_chunk(self._config.chunk_tokens, block_tokens, extra)
         if blocks is not None and "block_size" not in extra:
             extra["blocks_per_chunk"] = blocks
         extra["spec_name"] = spec.NAME
@@ -70,6 +72,8 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
             check_machine(self._config)
             self._opening = StoreOpening(vllm_config, self._config)
         self._backends: list[str] = []
+        self._load_jobs: dict[str, int] = {}  # by request
+        self._failed_jobs: set[int] = set()
         super().__init__(vllm_config, role, kv_cache_config)
 
     # ---- worker -------------------------------------------------------------------------------------------------------
@@ -89,27 +93,56 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
         return layout.block_outermost(vllm_config) or required
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
-        names = support.offloaded_group(self._kv_cache_config).layer_names
-        caches = {name: kv_caches[name] for name in names}
-        layout.check_devices(caches)
+        caches = [{name: kv_caches[name] for name in group.layer_names} for group in self._groups]
+        layout.check_devices({name: cache for of_group in caches for name, cache in of_group.items()})
         super().register_kv_caches(kv_caches)
-        self._worker.memory.check_holds(caches)
+        for memory, of_group in zip(self._worker.memories, caches, strict=True):
+            memory.check_holds(of_group)
         self._backends = compat.attention_backends(self._vllm_config, list(kv_caches))
 
     def get_handshake_metadata(self) -> layout.WorkerLayout:
         worker = self._worker
+        first = worker.memories[0]
         return layout.WorkerLayout(
             rank=self._vllm_config.parallel_config.rank,
-            layers=len(worker.memory.bases),
-            page_bytes=worker.memory.page_bytes,
+            layers=first.pieces,
+            page_bytes=first.piece_bytes,
             rank_bytes=worker.slot_layout.rank_bytes,
-            layout_id=layout.layout_id(self._vllm_config, worker.memory.device_type, self._backends),
+            layout_id=layout.layout_id(self._vllm_config, first.device_type, self._backends),
             machine=layout.machine_id(),
+            groups=tuple(
+                layout.GroupLayout(memory.pages_text(), slot.rank_bytes)
+                for memory, slot in zip(worker.memories, worker.slot_layouts, strict=True)
+            ),
         )
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        for job_id, job in self._get_connector_metadata().load_jobs.items():
+            self._load_jobs[job.req_id] = job_id
+        super().start_load_kv(forward_context, **kwargs)
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
+        """Requests whose loads failed, in the step in which they are reported as received."""
+        results = super().get_transfer_results(finished_req_ids)
+        self._failed_jobs |= self._worker.take_failed_jobs()
+        for request in results.finished_recving:
+            job = self._load_jobs.pop(request, None)
+            if job in self._failed_jobs:
+                self._failed_jobs.discard(job)
+                if not self._blocks_fail_alone:
+                    results.failed_recving.add(request)
+        return results
+
+    @property
+    def _blocks_fail_alone(self) -> bool:
+        """Whether vLLM may recompute from a block that failed to load on, with what was loaded before it. Its numbers of blocks are
+        not those of one group alone; and the tokens before it may need a window of others, that were not loaded."""
+        return len(self._groups) == 1 and not self._windowed[0]
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Called right after get_finished: in the same step in which a failed load's request is reported as received."""
-        return self._worker.take_failed_blocks()
+        failed = self._worker.take_failed_blocks()
+        return failed if self._blocks_fail_alone else set()
 
     def build_connector_worker_meta(self) -> NativeWorkerMetadata | None:
         if self.connector_worker is None:
@@ -133,16 +166,20 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
         """All workers have registered their KV caches: opens the store, before the first request."""
         world = self._vllm_config.parallel_config.world_size
         agreed = layout.agreed_layout(metadata, world)
-        group = support.offloaded_group(self._kv_cache_config)
         scheduler_config = self.connector_scheduler.config
         scheme = namespace.block_hash_scheme(
-            self._vllm_config, self._config, group, scheduler_config.tokens_per_hash, scheduler_config.blocks_per_chunk
+            self._vllm_config, self._config, self._groups, scheduler_config.tokens_per_hash, scheduler_config.blocks_per_chunk
         )
-        description = namespace.describe(self._vllm_config, self._config, agreed, group, scheme)
+        description = namespace.describe(self._vllm_config, self._config, agreed, self._groups, scheme)
         store = self._opening.open(agreed.rank_bytes)
-        self._manager.open(store, description, agreed.rank_bytes * world)
-        tokens = scheduler_config.kv_group_configs[0].tokens_per_chunk
-        self._opening.log_start(store, "--kv-offloading-size", f"chunk {tokens} tokens, {agreed.rank_bytes * world} bytes")
+        groups = [ChunkGroup(of.rank_bytes * world, windowed) for of, windowed in zip(agreed.groups, self._windowed, strict=True)]
+        self._manager.open(store, description, groups)
+        chunks = [
+            f"{config.tokens_per_chunk} tokens, {group.payload_bytes} bytes"
+            for config, group in zip(scheduler_config.kv_group_configs, groups, strict=True)
+        ]
+        several = f"{len(groups)} KV cache groups, " if len(groups) > 1 else ""
+        self._opening.log_start(store, "--kv-offloading-size", several + "chunk " + " + ".join(dict.fromkeys(chunks)))
         logger.info("namespace %s", self._manager.namespace_hex)
         logger.debug("namespace is of:\n%s", namespace.canonical_text(description))
 

@@ -45,11 +45,11 @@ class CopierClient:
         self._paged_layout = paged_layout
         self._copy_threads = copy_threads
         self._owner = owner
-        self._copier: PagedCopier | None = None
+        self._copier: Any = None  # what _make_copier() makes
         self._attach_at_s = 0.0
         self._attach_failed = False
 
-    def attached(self) -> PagedCopier:
+    def attached(self) -> Any:
         """The copier; at the first job, attaches to the scheduler's arena. Unavailable while that fails, quickly after the first
         time."""
         if self._copier is not None:
@@ -105,16 +105,18 @@ class CopierClient:
 
         return int(torch.cuda.current_stream(self._device_index).cuda_stream)
 
-    def _make_copier(self, arena: ArenaAttachment) -> PagedCopier:
-        paged = self._paged_layout()
+    def _make_copier(self, arena: ArenaAttachment) -> Any:
+        return self._paged_copier(arena, self._paged_layout(), self.slot_layout)
+
+    def _paged_copier(self, arena: ArenaAttachment, paged: PagedKvLayout, slot: SlotLayout) -> PagedCopier:
         if self._device_type == "cuda":
             return PagedCopier.cuda(
                 arena,
                 paged,
-                self.slot_layout,
+                slot,
                 rank=self._rank,
                 device=self._device_index,
                 slot_bytes=self._slot_bytes,
                 owner=self._owner,
             )
-        return PagedCopier.host(arena, paged, self.slot_layout, rank=self._rank, threads=self._copy_threads, owner=self._owner)
+        return PagedCopier.host(arena, paged, slot, rank=self._rank, threads=self._copy_threads, owner=self._owner)

@@ -5,19 +5,30 @@ Pages are opaque: exact for one engine version, attention backend and cache layo
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmcache_native import PagedKvLayout, SlotLayout, cuda_status
+from lmcache_native import PagedKvLayout, PlaneStrides, SlotLayout, cuda_status
 from lmcache_native.errors import InvalidArgument, Unavailable, Unsupported
 from lmcache_native.integration.vllm import compat
 
 
 @dataclass(frozen=True)
+class GroupLayout:
+    """One KV cache group of one rank."""
+
+    pages: str  # "LAYERSxBYTES" of its pages, in the group's order; "+" between runs of equal ones
+    rank_bytes: int  # one rank's part of a chunk
+
+
+@dataclass(frozen=True)
 class WorkerLayout(compat.KVConnectorHandshakeMetadata):  # type: ignore[misc]
-    """Travels in the handshake; must pickle."""
+    """Travels in the handshake; must pickle. Of several KV cache groups: `layers` and `page_bytes` of the first, `rank_bytes` of
+    the largest."""
 
     rank: int
     layers: int
@@ -28,50 +39,95 @@ class WorkerLayout(compat.KVConnectorHandshakeMetadata):  # type: ignore[misc]
     chunk_tokens: int = 0  # 0: the scheduler knows
     opaque: bool = True
     reads_nvme: bool = False  # takes loads with records
+    groups: tuple[GroupLayout, ...] = ()  # empty: the one group that is said above
+
+
+MAX_PIECES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One layer's, or of all layers of a block when these are one piece of memory: block b lies at base + b * block_stride."""
+
+    base: int
+    bytes: int
+    block_stride: int
 
 
 @dataclass(frozen=True, slots=True)
 class PagedMemory:
-    """One rank's paged KV memory: `layers` tensors of equal pages, seen as bytes."""
+    """One KV cache group's paged memory of one rank, seen as bytes. The copier knows layers of equal pages, so pages that differ
+    are cut into pieces of one size, each of which is a layer to it."""
 
-    bases: tuple[int, ...]
+    pages: tuple[Page, ...]
     num_blocks: int
-    page_bytes: int
-    block_stride: int
     device_type: str
     device_index: int
 
     @classmethod
-    def of(cls, kv_caches: Any) -> PagedMemory:
-        """REQUIRES: one KV cache group. Unsupported when its layers differ in page size, stride or device."""
-        if len(kv_caches.group_data_refs) != 1:
-            raise Unsupported(f"{len(kv_caches.group_data_refs)} KV cache groups: not yet supported, only models with one")
+    def of_groups(cls, kv_caches: Any) -> tuple[PagedMemory, ...]:
+        """In vLLM's order of groups. Groups share memory: a block is of one group at a time."""
+        return tuple(cls._of(kv_caches, refs) for refs in kv_caches.group_data_refs)
+
+    @classmethod
+    def _of(cls, kv_caches: Any, refs: Any) -> PagedMemory:
         used: dict[int, int] = {}
-        for ref in kv_caches.group_data_refs[0]:
+        for ref in refs:
             used[ref.tensor_idx] = max(used.get(ref.tensor_idx, 0), int(ref.page_size_bytes))
-        tensors = [kv_caches.tensors[index].tensor for index in sorted(used)]
-        shapes = {
-            (int(tensor.shape[0]), used[index], int(tensor.stride(0)) * tensor.element_size(), str(tensor.device))
-            for index, tensor in zip(sorted(used), tensors, strict=True)
-        }
-        if len(shapes) != 1:
+        tensors = {index: kv_caches.tensors[index].tensor for index in sorted(used)}
+        places = {(int(tensor.shape[0]), str(tensor.device)) for tensor in tensors.values()}
+        if len(places) != 1:
             raise Unsupported(
-                "KV cache layers with different (blocks, page bytes, block stride, device): not yet supported: "
-                + ", ".join(map(str, sorted(shapes)))
+                "KV cache layers with different (blocks, device): not yet supported: " + ", ".join(map(str, sorted(places)))
             )
-        ((num_blocks, page_bytes, block_stride, _),) = shapes
-        device = tensors[0].device
-        return cls(
-            bases=tuple(int(tensor.data_ptr()) for tensor in tensors),
-            num_blocks=num_blocks,
-            page_bytes=page_bytes,
-            block_stride=block_stride,
-            device_type=str(device.type),
-            device_index=device.index or 0,
+        first = next(iter(tensors.values()))
+        memory = cls(
+            pages=tuple(
+                Page(int(tensor.data_ptr()), used[index], int(tensor.stride(0)) * tensor.element_size())
+                for index, tensor in tensors.items()
+            ),
+            num_blocks=int(first.shape[0]),
+            device_type=str(first.device.type),
+            device_index=first.device.index or 0,
         )
+        if memory.pieces > MAX_PIECES:
+            raise Unsupported(
+                f"KV cache layers with pages of {memory.pages_text()} bytes: not yet supported, they have only "
+                f"{memory.piece_bytes} bytes in common"
+            )
+        return memory
+
+    @property
+    def piece_bytes(self) -> int:
+        return math.gcd(*(page.bytes for page in self.pages))
+
+    @property
+    def pieces(self) -> int:
+        """Of one block."""
+        return sum(page.bytes for page in self.pages) // self.piece_bytes
+
+    def pages_text(self) -> str:
+        """As in GroupLayout."""
+        return "+".join(f"{len(list(run))}x{size}" for size, run in itertools.groupby(page.bytes for page in self.pages))
 
     def paged_layout(self) -> PagedKvLayout:
-        return PagedKvLayout.opaque(list(self.bases), self.num_blocks, self.page_bytes, self.block_stride)
+        piece = self.piece_bytes
+        strides = {page.block_stride for page in self.pages}
+        bases = [(page.base + offset, page.block_stride) for page in self.pages for offset in range(0, page.bytes, piece)]
+        if len(strides) == 1:
+            return PagedKvLayout.opaque([base for base, _ in bases], self.num_blocks, piece, strides.pop())
+        return PagedKvLayout.strided(
+            layers=[(base, [PlaneStrides(block=stride, token=piece, head=piece, dim=1)]) for base, stride in bases],
+            num_blocks=self.num_blocks,
+            block_tokens=1,
+            heads=1,
+            head_dim=piece,
+            element_bytes=1,
+        )
+
+    def slot_layout(self, blocks_per_chunk: int) -> SlotLayout:
+        """One plane, and a block's page plays the part of a token."""
+        return SlotLayout.from_sizes(layers=self.pieces, planes=1, token_bytes=self.piece_bytes, chunk_tokens=blocks_per_chunk)
 
     def check_holds(self, caches: Mapping[str, Any]) -> None:
         """Unsupported, naming the layer, unless each block of these caches lies whole inside one page. vLLM cuts pages out of the
@@ -81,12 +137,16 @@ class PagedMemory:
             blocks = compat.group_kernel_blocks(cache, self.num_blocks)
             item = cache.element_size()
             reach, begin, stride = item * elements_reached(blocks[0]), int(cache.data_ptr()), int(blocks.stride(0)) * item
-            inside = any(base <= begin and begin + reach <= base + self.page_bytes for base in self.bases)
-            if not inside or (self.num_blocks > 1 and stride != self.block_stride):
+            if not any(
+                page.base <= begin
+                and begin + reach <= page.base + page.bytes
+                and (self.num_blocks == 1 or stride == page.block_stride)
+                for page in self.pages
+            ):
+                given = ", ".join(dict.fromkeys(f"{page.bytes} bytes every {page.block_stride}" for page in self.pages))
                 raise Unsupported(
                     f"KV cache of {name}: a block spans {reach} bytes and the next begins {stride} bytes on, which is not within "
-                    f"the pages that vLLM gives a connector ({self.page_bytes} bytes every {self.block_stride}): use "
-                    "VLLM_KV_CACHE_LAYOUT=LBHNC"
+                    f"the pages that vLLM gives a connector ({given}): use VLLM_KV_CACHE_LAYOUT=LBHNC"
                 )
 
 
@@ -149,11 +209,6 @@ def block_outermost(vllm_config: Any) -> str | None:
     return "BLHNC" if all(kinds is None or any(kind.name == "BLHNC" for kind in kinds) for kinds in taken) else None
 
 
-def slot_layout(layers: int, page_bytes: int, blocks_per_chunk: int) -> SlotLayout:
-    """Opaque pages: one plane, and a page plays the part of a token."""
-    return SlotLayout.from_sizes(layers=layers, planes=1, token_bytes=page_bytes, chunk_tokens=blocks_per_chunk)
-
-
 def layout_id(vllm_config: Any, device_type: str, backends: list[str]) -> str:
     """Names everything that decides how vLLM packs a page. Equal ids: a page may be copied back byte by byte."""
     cache = vllm_config.cache_config
@@ -188,7 +243,7 @@ def agreed_layout(layouts: Mapping[int, Any], world_size: int) -> WorkerLayout:
         raise Unsupported(f"rank(s) {elsewhere} are on another machine than the scheduler: not yet supported")
     first: WorkerLayout = layouts[0]
     for rank, layout in sorted(layouts.items()):
-        for name in ("layers", "page_bytes", "rank_bytes", "layout_id", "chunk_tokens", "opaque"):
+        for name in ("layers", "page_bytes", "rank_bytes", "layout_id", "chunk_tokens", "opaque", "groups"):
             ours, theirs = getattr(first, name), getattr(layout, name)
             if ours != theirs:
                 raise InvalidArgument(f"ranks disagree on {name}: rank 0 has {ours!r}, rank {rank} has {theirs!r}")

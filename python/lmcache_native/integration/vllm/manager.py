@@ -7,7 +7,9 @@ say that their copies have ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from array import array
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lmcache_native import ReadLease, Request, Store, WriteLease
@@ -23,10 +25,19 @@ logger = get_logger(__name__)
 
 CLOSE_TIMEOUT_S = 2.0
 _MISS = 0
+_GROUP_BYTES = 4  # of an engine key's end: the index of its KV cache group
 
 
 def _always_miss(_key: bytes) -> int:
     return _MISS
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkGroup:
+    """One KV cache group, to the manager."""
+
+    payload_bytes: int  # one chunk, all ranks
+    windowed: bool  # the engine looks from the end for a window's chunks, instead of from the start for all
 
 
 class _RequestState:
@@ -76,25 +87,32 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
     def __init__(self) -> None:
         self._store: Store | None = None
         self._namespaces = Namespaces({})
-        self._payload_bytes = 0
+        self._groups: tuple[ChunkGroup, ...] = ()
+        self._numbers: dict[bytes, int] = {}  # an engine key's end -> index of the group
+        self._results: dict[bytes, tuple[Any, ...]] = {}  # an engine key's end -> by the int that Request.lookup returns
         self._announced: Any = None
         self._states: set[_RequestState] = set()
         self._loads: dict[int, _RequestState] = {}
         self._serial = 0
         self._stats = StatsReporter()
         self._closed = False
-        results = compat.LookupResult
-        # By the int that Request.lookup returns.
-        self._results = (results.MISS, results.HIT, results.HIT_PENDING, results.RETRY)
         # By the int that Request.source returns.
         sources = compat.CacheHitSource
         self._sources = (sources.EXTERNAL_UNSPECIFIED, sources.HOST, sources.DISK)
 
-    def open(self, store: Store, description: dict[str, str], payload_bytes: int) -> None:
-        """The handshake told what the store needs. `description`: the namespace. `payload_bytes`: one chunk, all ranks."""
+    def open(self, store: Store, description: dict[str, str], groups: Sequence[ChunkGroup]) -> None:
+        """The handshake told what the store needs. `description`: the namespace. `groups`: in vLLM's order."""
         self._store = store
         self._namespaces = Namespaces(description)
-        self._payload_bytes = payload_bytes
+        self._groups = tuple(groups)
+        results = compat.LookupResult
+        for number, group in enumerate(groups):
+            suffix = number.to_bytes(_GROUP_BYTES, "big")
+            self._numbers[suffix] = number
+            # A search for a window goes on, towards the start, after a RETRY: it would promote all that a group has on NVMe. What
+            # is being promoted counts as found, so that it ends with the window; vLLM asks again, and goes on should it fail.
+            again = results.HIT_PENDING if group.windowed else results.RETRY
+            self._results[suffix] = (results.MISS, results.HIT, results.HIT_PENDING, again)
 
     @property
     def namespace_hex(self) -> str:
@@ -147,7 +165,8 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
     # ---- loads --------------------------------------------------------------------------------------------------------
 
     def lookup(self, key: bytes, req_context: Any) -> Any:
-        return self._results[req_context.get_state(_RequestState).lookup(key)]
+        found = req_context.get_state(_RequestState).lookup(key)
+        return self._results[key[-_GROUP_BYTES:]][found]
 
     def get_load_source(self, key: bytes, req_context: Any) -> Any:
         state: _RequestState = req_context.get_state(_RequestState)
@@ -168,7 +187,10 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
             logger.warning("request %s: a hit could not be leased, it will be recomputed: %s", req_context.req_id, error)
             return SlotLoadStoreSpec.unleased(self._serial)
         state.load = (self._serial, lease)
-        return SlotLoadStoreSpec(self._serial, lease.slot_offsets(), lease.generations())
+        chunks = [0] * len(self._groups)
+        for key in keys:
+            chunks[self._numbers[key[-_GROUP_BYTES:]]] += 1
+        return SlotLoadStoreSpec(self._serial, lease.slot_offsets(), lease.generations(), tuple(chunks))
 
     def complete_load(self, keys: Collection[bytes], req_context: Any) -> None:
         state: _RequestState = req_context.get_state(_RequestState)
@@ -199,16 +221,28 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         namespace = state.usable_namespace()
         if namespace is None:
             return compat.PrepareStoreOutput(keys_to_store=[], store_spec=SlotLoadStoreSpec.unleased(0), evicted_keys=[])
-        offered = list(keys)
-        try:
-            lease = self.store.reserve_engine_keys(namespace, offered, self._payload_bytes, for_worker=True)
-        except ResourceExhausted:
-            return None  # vLLM offers the chunks again in its next step
+        offered: list[list[bytes]] = [[] for _ in self._groups]
+        for key in keys:
+            offered[self._numbers[key[-_GROUP_BYTES:]]].append(key)
+        to_store: list[bytes] = []
+        offsets, generations, chunks = array("Q"), array("I"), [0] * len(self._groups)
+        for number, (group, of_group) in enumerate(zip(self._groups, offered, strict=True)):
+            if not of_group:
+                continue
+            try:
+                lease = self.store.reserve_engine_keys(namespace, of_group, group.payload_bytes, for_worker=True)
+            except ResourceExhausted:
+                if not to_store:
+                    return None  # vLLM offers the chunks again in its next step
+                break  # the leading ones, as within a group
+            reserved = [of_group[position] for position in lease.positions]
+            state.stores.update(dict.fromkeys(reserved, lease))
+            to_store += reserved
+            offsets += lease.slot_offsets()
+            generations += lease.generations()
+            chunks[number] = len(reserved)
         self._serial += 1
-        to_store = [offered[position] for position in lease.positions]
-        for key in to_store:
-            state.stores[key] = lease
-        spec = SlotLoadStoreSpec(self._serial, lease.slot_offsets(), lease.generations())
+        spec = SlotLoadStoreSpec(self._serial, offsets, generations, tuple(chunks))
         return compat.PrepareStoreOutput(keys_to_store=to_store, store_spec=spec, evicted_keys=[])
 
     def complete_store(self, keys: Collection[bytes], req_context: Any, success: bool = True) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,10 @@ HOST_ONLY_HASHES = ("xxhash", "xxhash_cbor")
 
 
 def describe(
-    vllm_config: Any, config: NativeConfig, layout: WorkerLayout, group: Any, key_scheme: Mapping[str, str]
+    vllm_config: Any, config: NativeConfig, layout: WorkerLayout, groups: Sequence[Any], key_scheme: Mapping[str, str]
 ) -> dict[str, str]:
-    """Name -> value, all text. `group`: the one offloaded KV cache group. `key_scheme`: block_hash_scheme() or token_scheme().
+    """Name -> value, all text. `groups`: the offloaded KV cache groups, whose layouts `layout.groups` has when there are several.
+    `key_scheme`: block_hash_scheme() or token_scheme().
 
     InvalidArgument when NVMe is configured and something that must match cannot be known.
     """
@@ -44,12 +45,22 @@ def describe(
         "format": str(build_info()["format_version"]),
         "layout": layout.layout_id,
         "layers": f"{layout.layers}x{layout.page_bytes}",
-        "layer_names": _digest("\n".join(group.layer_names)),
-        "group": "0",
+        "layer_names": _digest("\n".join(groups[0].layer_names)),
+        "group": "0",  # with the two above: what is said of the only group when its layers are all full attention of one page size
         "world": f"tp={parallel.tensor_parallel_size};pp={parallel.pipeline_parallel_size};"
         f"dcp={parallel.decode_context_parallel_size};pcp={parallel.prefill_context_parallel_size}",
         "kv_dtype": f"{cache.cache_dtype};{model.dtype};skip={cache.kv_cache_dtype_skip_layers}",
     }
+    shapes = [of.pages for of in layout.groups]
+    if (
+        len(groups) > 1
+        or shapes not in ([], [parts["layers"]])
+        or _kind(groups[0]) not in ("FullAttentionSpec", "MLAAttentionSpec")
+    ):
+        for number, (group, pages) in enumerate(zip(groups, shapes, strict=True)):
+            parts[f"group.{number}"] = (
+                f"{_kind(group)};block_tokens={group.kv_cache_spec.block_size};pages={pages};layers={_digest(chr(10).join(group.layer_names))}"
+            )
     parts |= _model_parts("model", model, vllm_config.load_config, config, lasting)
     speculative = vllm_config.speculative_config
     if speculative is not None:
@@ -59,14 +70,25 @@ def describe(
     return parts
 
 
+def _kind(group: Any) -> str:
+    """What a group's layers keep: the classes of their specs, and their windows (tokens)."""
+    kinds: dict[str, None] = {}
+    for spec in compat.uniform_specs(group.kv_cache_spec):
+        window = spec.sliding_window if isinstance(spec, compat.SlidingWindowSpec) else None
+        local = spec.attention_chunk_size if isinstance(spec, compat.ChunkedLocalAttentionSpec) else None
+        tokens = window or local
+        kinds[type(spec).__name__ + ("" if tokens is None else f"({tokens})")] = None
+    return "+".join(kinds)
+
+
 def block_hash_scheme(
-    vllm_config: Any, config: NativeConfig, group: Any, tokens_per_hash: int, blocks_per_chunk: int
+    vllm_config: Any, config: NativeConfig, groups: Sequence[Any], tokens_per_hash: int, blocks_per_chunk: int
 ) -> dict[str, str]:
-    """Chunk keys are made from vLLM's block hashes."""
+    """Chunk keys are made from vLLM's block hashes, and the index of a KV cache group."""
     return {
         "keys": f"vllm-offload-key/1;tokens_per_hash={tokens_per_hash}",
         "hash": _hash_scheme(vllm_config.cache_config.prefix_caching_hash_algo, config.directory is not None),
-        "block_tokens": str(group.kv_cache_spec.block_size),
+        "block_tokens": str(groups[0].kv_cache_spec.block_size),
         "blocks_per_chunk": str(blocks_per_chunk),
     }
 

@@ -149,7 +149,7 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
         agreed = layout.agreed_layout(metadata, world)
         block_tokens = self._group.kv_cache_spec.block_size
         scheme = namespace.token_scheme(agreed.chunk_tokens, block_tokens if agreed.opaque else None)
-        description = namespace.describe(self._vllm_config, self._config, agreed, self._group, scheme)
+        description = namespace.describe(self._vllm_config, self._config, agreed, (self._group,), scheme)
         namespaces = namespace.Namespaces(description)
         readers = sorted(rank for rank, worker in metadata.items() if worker.reads_nvme)
         if 0 < len(readers) < world:

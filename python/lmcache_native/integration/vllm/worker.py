@@ -1,23 +1,24 @@
 """NativeOffloadingWorker: one rank's side. Turns vLLM's jobs into jobs of a PagedCopier, and knows which blocks failed to load.
 
 vLLM asserts that every job succeeds, so every job is reported as a success: a failed store is known by its slot's word, which the
-scheduler's commit reads, and a failed load by its blocks (take_failed_blocks), which vLLM recomputes.
+scheduler's commit reads, and a failed load by its blocks or its job (take_failed_blocks, take_failed_jobs), which vLLM recomputes.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lmcache_native import CopyDirection
+from lmcache_native import ArenaAttachment, CopyDirection
 from lmcache_native.errors import LmcacheNativeError, Unavailable
 from lmcache_native.integration.vllm import compat
 from lmcache_native.integration.vllm.copier_client import CopierClient
-from lmcache_native.integration.vllm.layout import PagedMemory, slot_layout
+from lmcache_native.integration.vllm.group_copier import GroupCopier, GroupPart
+from lmcache_native.integration.vllm.layout import PagedMemory
 from lmcache_native.integration.vllm.slots import SlotLoadStoreSpec
 from lmcache_native.logging import get_logger
 
@@ -35,61 +36,97 @@ class NotStarted:
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    serial: int
     slots: SlotLoadStoreSpec
-    block_ids: np.ndarray[Any, np.dtype[np.int32]]
-    block_begin: np.ndarray[Any, np.dtype[np.uint32]]
-    blocks: np.ndarray[Any, np.dtype[np.uint32]]
+    block_ids: np.ndarray[Any, np.dtype[np.int32]]  # of all groups
+    block_begin: list[int]  # per chunk, into block_ids
+    blocks: list[int]
 
 
 class NativeOffloadingWorker(compat.OffloadingWorker, CopierClient):  # type: ignore[misc]
     """One thread, the model runner's, calls everything."""
 
     def __init__(self, kv_caches: Any, *, engine_id: str, rank: int, ranks: int, blocks_per_chunk: int, copy_threads: int) -> None:
-        self.memory = PagedMemory.of(kv_caches)
-        self._tensors = [tensor.tensor for tensor in kv_caches.tensors]
+        self.memories = PagedMemory.of_groups(kv_caches)
+        self.tensors = [tensor.tensor for tensor in kv_caches.tensors]
+        self.slot_layouts = [memory.slot_layout(blocks_per_chunk) for memory in self.memories]
+        largest = max(range(len(self.memories)), key=lambda group: self.slot_layouts[group].rank_bytes)
+        first = self.memories[0]
         CopierClient.__init__(
             self,
             engine_id=engine_id,
             rank=rank,
             ranks=ranks,
-            device_type=self.memory.device_type,
-            device_index=self.memory.device_index,
-            paged_layout=self.memory.paged_layout,
-            slot_layout=slot_layout(len(self.memory.bases), self.memory.page_bytes, blocks_per_chunk),
+            device_type=first.device_type,
+            device_index=first.device_index,
+            paged_layout=self.memories[largest].paged_layout,
+            slot_layout=self.slot_layouts[largest],  # the arena is served, and registered, for the largest group's chunks
             copy_threads=copy_threads,
-            owner=self._tensors,
+            owner=self.tensors,
         )
         self._blocks_per_chunk = blocks_per_chunk
         self._loads: dict[int, _Load] = {}
         self._ended: list[Any] = []  # jobs that never reached the copier
         self._failed_blocks: set[int] = set()
+        self._failed_jobs: set[int] = set()
         self._failed_serials: set[int] = set()
         self._not_started: list[NotStarted] = []
+
+    def _make_copier(self, arena: ArenaAttachment) -> GroupCopier:
+        return GroupCopier(
+            [
+                self._paged_copier(arena, memory.paged_layout(), slot)
+                for memory, slot in zip(self.memories, self.slot_layouts, strict=True)
+            ]
+        )
 
     # ---- vLLM's interface ---------------------------------------------------------------------------------------------
 
     def submit_store(self, job_id: int, src_spec: Any, dst_spec: SlotLoadStoreSpec) -> bool:
-        blocks = np.asarray(src_spec.block_ids)
+        """vLLM lists the blocks that still exist. Of a group whose earlier blocks the engine gives up, the first chunk may have
+        lost its first blocks: it is left out. So are all of a group when others are missing, since it cannot be told which."""
+        parts = []
         per_chunk = self._blocks_per_chunk
-        chunks = len(dst_spec)
-        if len(blocks) != chunks * per_chunk:
-            self._store_failed(job_id, dst_spec, f"{len(blocks)} blocks for {chunks} chunks of {per_chunk}")
-            return True
-        begin = np.arange(chunks, dtype=np.uint32) * per_chunk
-        counts = np.full(chunks, per_chunk, dtype=np.uint32)
-        self._submit(job_id, CopyDirection.GATHER, dst_spec, np.zeros(chunks, dtype=np.uint32), counts, begin, blocks)
+        for group, blocks, first_block in _by_group(src_spec):
+            slots = dst_spec.group(group)
+            chunks, missing = len(slots), first_block % per_chunk
+            if len(blocks) != chunks * per_chunk - missing:
+                why = f"{len(blocks)} blocks from number {first_block} on for {chunks} chunks of {per_chunk}"
+                self._store_not_started(job_id, slots, f"group {group}: {why}", logging.ERROR if not missing else logging.DEBUG)
+                continue
+            if missing:
+                self._store_not_started(
+                    job_id, slots.chunks(0, 1), f"group {group}: a chunk's first blocks are gone", logging.DEBUG
+                )
+                slots, blocks, chunks = slots.chunks(1, chunks), blocks[per_chunk - missing :], chunks - 1
+            if chunks:
+                begin = np.arange(chunks, dtype=np.uint32) * per_chunk
+                counts = np.full(chunks, per_chunk, dtype=np.uint32)
+                parts.append(GroupPart(group, slots, np.zeros(chunks, dtype=np.uint32), counts, begin, blocks))
+        self._submit(job_id, CopyDirection.GATHER, parts)
         return True
 
     def submit_load(self, job_id: int, src_spec: SlotLoadStoreSpec, dst_spec: Any) -> bool:
-        blocks = np.asarray(dst_spec.block_ids)
-        first, counts, begin = chunk_spans(dst_spec.block_indices[0], len(blocks), self._blocks_per_chunk)
-        self._loads[job_id] = _Load(src_spec.serial, src_spec, blocks, begin, counts)
-        if len(first) != len(src_spec):
-            spans = f"{len(blocks)} blocks span {len(first)} chunks, not {len(src_spec)}"
-            self._load_failed(job_id, spans if len(src_spec) else "the scheduler could not lease its chunks")
+        spans = [
+            (group, blocks, *chunk_spans(first_block, len(blocks), self._blocks_per_chunk))
+            for group, blocks, first_block in _by_group(dst_spec)
+        ]
+        begins, counts_of, passed = [], [], 0
+        for _, blocks, _, counts, begin in spans:
+            begins += [passed + int(index) for index in begin]
+            counts_of += [int(count) for count in counts]
+            passed += len(blocks)
+        self._loads[job_id] = _Load(src_spec, np.asarray(dst_spec.block_ids), begins, counts_of)
+        chunks = tuple(len(counts) for _, _, _, counts, _ in spans)
+        if chunks != src_spec.group_chunks:
+            why = f"{passed} blocks span {'+'.join(map(str, chunks))} chunks, not {'+'.join(map(str, src_spec.group_chunks))}"
+            self._load_failed(job_id, why if src_spec.group_chunks else "the scheduler could not lease its chunks")
             return True
-        self._submit(job_id, CopyDirection.SCATTER, src_spec, first, counts, begin, blocks)
+        parts = [
+            GroupPart(group, src_spec.group(group), first, counts, begin, blocks)
+            for group, blocks, first, counts, begin in spans
+            if len(counts)
+        ]
+        self._submit(job_id, CopyDirection.SCATTER, parts)
         return True
 
     def get_finished(self) -> list[Any]:
@@ -99,7 +136,7 @@ class NativeOffloadingWorker(compat.OffloadingWorker, CopierClient):  # type: ig
             if not done.ok:
                 logger.error("%s job %d: %s", "store" if load is None else "load", done.id, done.message)
                 if load is not None:
-                    self._note_failure(load, done.failed_items)
+                    self._note_failure(done.id, load, done.failed_items)
             results.append(
                 compat.TransferResult(job_id=done.id, success=True, transfer_size=done.bytes, transfer_time=max(done.seconds, 1e-9))
             )
@@ -119,6 +156,11 @@ class NativeOffloadingWorker(compat.OffloadingWorker, CopierClient):  # type: ig
         failed, self._failed_blocks = self._failed_blocks, set()
         return failed
 
+    def take_failed_jobs(self) -> set[int]:
+        """Loads that failed, wholly or in part, since the last call; some may still be under way."""
+        failed, self._failed_jobs = self._failed_jobs, set()
+        return failed
+
     def take_failed_serials(self) -> set[int]:
         """The manager's numbers of loads that failed, since the last call."""
         failed, self._failed_serials = self._failed_serials, set()
@@ -129,43 +171,61 @@ class NativeOffloadingWorker(compat.OffloadingWorker, CopierClient):  # type: ig
         jobs, self._not_started = self._not_started, []
         return jobs
 
-    def _store_failed(self, job_id: int, slots: SlotLoadStoreSpec, why: str, level: int = logging.ERROR) -> None:
+    def _store_not_started(self, job_id: int, slots: SlotLoadStoreSpec, why: str, level: int) -> None:
         logger.log(level, "store job %d: %s", job_id, why)
-        self._not_started.append(NotStarted(self._rank, False, slots))
-        self._ended.append(compat.TransferResult(job_id=job_id, success=True))
+        if len(slots):
+            self._not_started.append(NotStarted(self._rank, False, slots))
 
     def _load_failed(self, job_id: int, why: str) -> None:
+        """None of it was started."""
         load = self._loads.pop(job_id)
         logger.error("load job %d: %s", job_id, why)
         self._not_started.append(NotStarted(self._rank, True, load.slots))
-        self._note_failure(load, range(len(load.block_begin)))
+        self._note_failure(job_id, load, ())
+        self._end(job_id)
+
+    def _end(self, job_id: int) -> None:
         self._ended.append(compat.TransferResult(job_id=job_id, success=True))
 
-    def _note_failure(self, load: _Load, items: Sequence[int]) -> None:
-        self._failed_serials.add(load.serial)
+    def _note_failure(self, job_id: int, load: _Load, items: Sequence[int]) -> None:
+        """`items`: chunks of the load; none: all."""
+        self._failed_jobs.add(job_id)
+        self._failed_serials.add(load.slots.serial)
         for item in items or range(len(load.block_begin)):
-            begin = int(load.block_begin[item])
-            self._failed_blocks.update(int(block) for block in load.block_ids[begin : begin + int(load.blocks[item])])
+            begin = load.block_begin[item]
+            self._failed_blocks.update(int(block) for block in load.block_ids[begin : begin + load.blocks[item]])
 
-    def _submit(
-        self,
-        job_id: int,
-        direction: CopyDirection,
-        slots: SlotLoadStoreSpec,
-        first: Any,
-        counts: Any,
-        begin: Any,
-        blocks: Any,
-    ) -> None:
+    def _submit(self, job_id: int, direction: CopyDirection, parts: list[GroupPart]) -> None:
+        if not parts:
+            self._loads.pop(job_id, None)
+            self._end(job_id)
+            return
+        load = direction == CopyDirection.SCATTER
         try:
-            self.attached().submit(
-                job_id, direction, slots.offsets, slots.generations, first, counts, begin, blocks, stream=self.stream()
-            )
+            refused = self.attached().submit(job_id, direction, parts, stream=self.stream())
         except LmcacheNativeError as error:
-            if direction == CopyDirection.SCATTER:
+            if load:
                 self._load_failed(job_id, str(error))
-            else:
-                self._store_failed(job_id, slots, str(error), logging.DEBUG if isinstance(error, Unavailable) else logging.ERROR)
+                return
+            level = logging.DEBUG if isinstance(error, Unavailable) else logging.ERROR
+            for part in parts:
+                self._store_not_started(job_id, part.slots, str(error), level)
+            self._end(job_id)
+            return
+        for one in refused:
+            logger.error("%s job %d, KV cache group %d: %s", "load" if load else "store", job_id, one.part.group, one.error)
+            self._not_started.append(NotStarted(self._rank, load, one.part.slots))
+            if load:
+                self._note_failure(job_id, self._loads[job_id], ())
+
+
+def _by_group(spec: Any) -> Iterator[tuple[int, Any, int]]:
+    """Of vLLM's GPULoadStoreSpec: group, its blocks, and the number within the request of the first of them."""
+    blocks = np.asarray(spec.block_ids)
+    begin = 0
+    for group, (size, first_block) in enumerate(zip(spec.group_sizes, spec.block_indices, strict=True)):
+        yield group, blocks[begin : begin + size], int(first_block)
+        begin += size
 
 
 def chunk_spans(first_block: int, blocks: int, per_chunk: int) -> tuple[Any, Any, Any]:
