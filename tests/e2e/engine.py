@@ -85,11 +85,11 @@ class Engine:
         self.drain()
         assert self.llm.reset_prefix_cache(reset_connector=True)
 
-    def evict_to_nvme(self) -> None:
-        """Fills host memory with other prompts, after everything has been written behind."""
+    def evict_to_nvme(self, prompts_: int = 4) -> None:
+        """Fills host memory with so many other prompts, after everything has been written behind."""
         self.drain()
         self.store.flush(30.0)
-        for _ in range(4):
+        for _ in range(prompts_):
             self._next_filler += 1
             self.answer(self.prompt(self._next_filler), max_tokens=1)
             self.drain()
@@ -107,8 +107,10 @@ class InProcessEngine(Engine):
 
     HOST_BYTES = 64 << 20
 
-    def __init__(self, model: Path, directory: Path, *, host_bytes: int = HOST_BYTES, **more: Any) -> None:
-        """`more`: for vLLM's LLM."""
+    def __init__(
+        self, model: Path, directory: Path, *, host_bytes: int = HOST_BYTES, connector: dict[str, Any] | None = None, **more: Any
+    ) -> None:
+        """`connector`: more of kv_connector_extra_config. `more`: for vLLM's LLM."""
         from vllm import LLM
 
         self.model = model
@@ -127,6 +129,7 @@ class InProcessEngine(Engine):
                     "local_disk": str(directory),
                     "max_local_disk_size": 1,
                     "region_size": 1 / 16,
+                    **(connector or {}),
                 },
             },
         )
@@ -159,7 +162,7 @@ class InProcessEngine(Engine):
     def watch_loads(self) -> Iterator[list[np.ndarray]]:
         """Pages of loaded blocks, taken when the worker reports the load, before anything can use or change them."""
         loaded: list[np.ndarray] = []
-        with self._loads_end_with(lambda _job, blocks: loaded.extend(self.pages(blocks))):
+        with self._loads_end_with(lambda spec: loaded.extend(self.pages(spec.block_ids))):
             yield loaded
 
     @contextlib.contextmanager
@@ -180,8 +183,45 @@ class InProcessEngine(Engine):
     def wrong_kv(self, pages: list[np.ndarray]) -> Iterator[None]:
         """Every load ends with these pages in its blocks, though the right ones were verified and copied."""
         worker = self.worker
-        with self._loads_end_with(lambda _job, blocks: self._overwrite(worker.tensors, blocks, pages)):
+        with self._loads_end_with(lambda spec: self._overwrite(worker.tensors, spec.block_ids, pages)):
             yield
+
+    @contextlib.contextmanager
+    def wrong_byte(self, group: int) -> Iterator[None]:
+        """Every load ends with one other byte in the last block of this KV cache group: an element of a key, far from what it
+        was."""
+
+        def overwrite(spec: Any) -> None:
+            page = self.worker.memories[group].pages[0]
+            block = int(spec.block_ids[sum(spec.group_sizes[: group + 1]) - 1])
+            (tensor,) = [tensor for tensor in self.worker.tensors if tensor.data_ptr() == page.base]
+            element = tensor[block].numpy()[1:2]
+            element[0] = 0x42 if element[0] != 0x42 else 0xC2  # of bf16: the upper half of 32 to 127; of fp8: 3
+
+        with self._loads_end_with(overwrite):
+            yield
+
+    def stored_keys(self) -> dict[int, list[bytes]]:
+        """By KV cache group: the engine keys that vLLM has offered for storing, in order. Watches from the first call on."""
+        if not hasattr(self, "_stored_keys"):
+            self._stored_keys: dict[int, list[bytes]] = {}
+            prepare_store = self.manager.prepare_store
+
+            def watching(keys: Any, req_context: Any) -> Any:
+                for key in keys:
+                    self._stored_keys.setdefault(int.from_bytes(key[-4:], "big"), []).append(key)
+                return prepare_store(keys, req_context)
+
+            self.manager.prepare_store = watching
+        return self._stored_keys
+
+    def lose(self, key: bytes) -> None:
+        """One chunk is gone, from host memory and from NVMe."""
+        from lmcache_native import KeyDeriver
+
+        namespace = bytes.fromhex(self.manager.namespace_hex)
+        (chunk,) = KeyDeriver(namespace).derive_all([key])
+        assert self.store.erase(chunk)
 
     @contextlib.contextmanager
     def failing_loads(self, item: int) -> Iterator[None]:
@@ -204,21 +244,21 @@ class InProcessEngine(Engine):
             yield
 
     @contextlib.contextmanager
-    def _loads_end_with(self, action: Callable[[int, Any], None]) -> Iterator[None]:
-        """action(job, block ids) when the worker reports a load, before anything can use it."""
+    def _loads_end_with(self, action: Callable[[Any], None]) -> Iterator[None]:
+        """action(vLLM's GPULoadStoreSpec) when the worker reports a load, before anything can use it."""
         worker = self.worker
-        blocks_of: dict[int, Any] = {}
+        target_of: dict[int, Any] = {}
         submit, get_finished = worker.submit_load, worker.get_finished
 
         def watching_submit(job_id: int, src_spec: Any, dst_spec: Any) -> bool:
-            blocks_of[job_id] = dst_spec.block_ids
+            target_of[job_id] = dst_spec
             return bool(submit(job_id, src_spec, dst_spec))
 
         def watching_get_finished() -> list[Any]:
             results = list(get_finished())
             for result in results:
-                if result.job_id in blocks_of:
-                    action(result.job_id, blocks_of.pop(result.job_id))
+                if result.job_id in target_of:
+                    action(target_of.pop(result.job_id))
             return results
 
         with _replaced(worker, submit_load=watching_submit, get_finished=watching_get_finished):

@@ -66,13 +66,23 @@ fuzz() {
   tests/fuzz/run.sh --seconds "$@"
 }
 
+# Those of tests with vLLM (make_models.py); sets LMCN_MODEL_NAME of each.
+make_models() {
+  local name path
+  for name in smollm2 tiny-qwen3 tiny-llama tiny-gemma3; do
+    path=$(tests/env/model.sh "$name")
+    echo "$path"
+    name=${name//-/_}
+    export "LMCN_MODEL_${name^^}=$path"
+  done
+}
+
 # What the stages to come install, while the first ones compile.
 environments() {
   tests/env/cuda.sh
   tests/env/gds.sh
   tests/env/engine.sh
-  tests/env/model.sh smollm2
-  tests/env/model.sh tiny-qwen3
+  make_models
 }
 
 # The same run each time: what fails it is the change. `make fuzz` explores.
@@ -138,8 +148,7 @@ test_python() {
 prepare_engine() {
   local engine
   engine=$(tests/env/engine.sh)
-  tests/env/model.sh smollm2 >/dev/null
-  tests/env/model.sh tiny-qwen3 >/dev/null
+  make_models >/dev/null
   use_engine_site "$engine/bin/python"
   "$engine/bin/python" -c 'import lmcache_native; print(lmcache_native.__file__)'
 }
@@ -147,9 +156,8 @@ prepare_engine() {
 # For tests with vLLM: sets ENGINE, and what they read from the environment.
 engine_tests() {
   ENGINE=$(tests/env/engine.sh)/bin/python
-  LMCN_MODEL_SMOLLM2=$(tests/env/model.sh smollm2)
-  LMCN_MODEL_TINY_QWEN3=$(tests/env/model.sh tiny-qwen3)
-  export LMCN_MODEL_SMOLLM2 LMCN_MODEL_TINY_QWEN3 PYTHONPATH=$REPO/.build/engine-site
+  export PYTHONPATH=$REPO/.build/engine-site
+  make_models >/dev/null
 }
 
 # Tests that start servers beside those that hold an engine in their own process: each of them waits more than it works.

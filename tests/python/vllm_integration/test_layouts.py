@@ -329,8 +329,7 @@ def test_vllm_drops_what_a_backend_does_not_take(config: VllmConfig, monkeypatch
 
 
 def test_one_group_has_no_partial_hits(config: VllmConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM's V2 runner copies blocks (copy on write, of hits within a block) before it calls the connector, so that a store which
-    is submitted then would read a copy's target. With one group, all that we take, vLLM refuses hits within a block."""
+    """vLLM refuses hits within a block then; test_kv_specs.py says what they would do, and has several groups."""
     paged = Paged(full())
     monkeypatch.setattr(config.cache_config, "prefix_match_unit", 8)
     with pytest.raises(ValueError, match="prefix_match_unit"):

@@ -15,7 +15,7 @@ from vllm.config import VllmConfig
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 from vllm.engine.arg_utils import EngineArgs
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec
+from vllm.v1.kv_cache_interface import ChunkedLocalAttentionSpec, FullAttentionSpec, KVCacheGroupSpec, SlidingWindowSpec
 
 from lmcache_native.config import GIB, NativeConfig, resolve
 from lmcache_native.errors import InvalidArgument, Unavailable, Unsupported
@@ -243,6 +243,7 @@ def test_ranks_agree() -> None:
             "page_bytes: rank 0 has 65536, rank 1 has 4096",
         ),
         ({0: LAYOUT, 1: dataclasses.replace(LAYOUT, layout_id="x")}, InvalidArgument, "layout_id"),
+        ({0: LAYOUT, 1: dataclasses.replace(LAYOUT, groups=LAYOUT.groups * 2)}, InvalidArgument, "groups"),
         ({0: LAYOUT, 1: dataclasses.replace(LAYOUT, machine="elsewhere")}, Unsupported, "another machine"),
         ({0: LAYOUT, 1: object()}, InvalidArgument, "another KV connector"),
     ],
@@ -310,6 +311,64 @@ def test_layout_chunk_and_seed_change_the_namespace(plain: VllmConfig, monkeypat
     assert described(plain, worker=dataclasses.replace(LAYOUT, layout_id="opaque:other")) != base
     monkeypatch.setenv("PYTHONHASHSEED", "7")
     assert described(plain) != base
+
+
+def groups_of(
+    config: VllmConfig, window: int = 128, split: int = 2, layers: str = "abcd", **changes: Any
+) -> list[KVCacheGroupSpec]:
+    """Full attention and sliding windows."""
+    shape: dict[str, Any] = {"block_size": config.cache_config.block_size, "num_kv_heads": 2, "head_size": 64} | changes
+    full = FullAttentionSpec(**shape, dtype=torch.bfloat16)
+    windows = SlidingWindowSpec(**shape, dtype=torch.bfloat16, sliding_window=window)
+    return [KVCacheGroupSpec(list(layers[:split]), full), KVCacheGroupSpec(list(layers[split:]), windows)]
+
+
+def several(*pages: str) -> WorkerLayout:
+    return dataclasses.replace(LAYOUT, groups=tuple(GroupLayout(text, 65536) for text in pages))
+
+
+def test_every_group_is_in_the_namespace(plain: VllmConfig) -> None:
+    """Each of these would have other bytes, or other layers' bytes, under the same keys."""
+    two = several("3x65536", "2x65536")
+    promoted = groups_of(plain)
+    promoted[1].kv_cache_spec = promoted[0].kv_cache_spec
+    chunked = groups_of(plain)
+    chunked[1].kv_cache_spec = ChunkedLocalAttentionSpec(
+        block_size=chunked[1].kv_cache_spec.block_size, num_kv_heads=2, head_size=64, dtype=torch.bfloat16, attention_chunk_size=128
+    )
+    found = [
+        described(plain),
+        described(plain, worker=two, groups=groups_of(plain)),
+        described(plain, worker=two, groups=groups_of(plain, window=256)),
+        described(plain, worker=two, groups=groups_of(plain, split=3)),
+        described(plain, worker=two, groups=groups_of(plain, layers="abdc")),
+        described(plain, worker=two, groups=groups_of(plain, block_size=64)),
+        described(plain, worker=two, groups=groups_of(plain)[::-1]),
+        described(plain, worker=two, groups=promoted),
+        described(plain, worker=two, groups=chunked),
+        described(plain, worker=several("3x65536", "1x65536+1x32768"), groups=groups_of(plain)),
+        described(plain, worker=several("1x65536"), groups=groups_of(plain)[1:]),
+        described(plain, worker=several("1x65536"), groups=groups_of(plain)[:1]),
+        described(plain, worker=several("1x65536+2x32768"), groups=groups_of(plain)[:1]),
+        described(plain, worker=several("2x32768+1x65536"), groups=groups_of(plain)[:1]),
+    ]
+    assert len(set(found)) == len(found)
+    assert described(plain, worker=two, groups=groups_of(plain)) == found[1]
+
+
+def test_layers_that_are_not_quantised_change_the_namespace(tiny: Path) -> None:
+    found = {
+        described(engine_config(tiny, **changes))
+        for changes in (
+            {"kv_cache_dtype": "auto"},
+            {"kv_cache_dtype": "fp8"},
+            {"kv_cache_dtype": "fp8_e5m2"},
+            {"kv_cache_dtype": "fp8", "kv_cache_dtype_skip_layers": ["0"]},
+            {"kv_cache_dtype": "fp8", "kv_cache_dtype_skip_layers": ["1"]},
+            {"kv_cache_dtype": "fp8", "kv_cache_dtype_skip_layers": ["sliding_window"]},
+        )
+    }
+    assert len(found) == 6
 
 
 def test_other_weights_change_the_namespace(plain: VllmConfig, tiny: Path, tmp_path: Path) -> None:
