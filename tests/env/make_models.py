@@ -7,7 +7,8 @@ The others have random weights (seed 0), two KV heads, so that they are fit for 
 this repository's own text. What they say means nothing.
 tiny-qwen3   3 layers, 4 heads x 64.
 tiny-llama   4 layers, 8 heads x 32.
-tiny-gemma3  6 layers, 4 heads x 64; two of three layers see 128 tokens.
+tiny-gemma3  6 layers, 4 heads x 64; two of three layers see the last 128 tokens.
+tiny-llama4  4 layers, 4 heads x 64, no experts; three layers see nothing before the latest multiple of 256 tokens.
 """
 
 from __future__ import annotations
@@ -123,12 +124,25 @@ def make_tiny_gemma3(out: Path) -> None:
     _save_random(Gemma3ForCausalLM, Gemma3TextConfig(**_RANDOM, **sizes, **heads, **window), out)
 
 
+def make_tiny_llama4(out: Path) -> None:
+    from transformers import Llama4ForCausalLM, Llama4TextConfig
+
+    _folder_with_tokenizer(out)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "intermediate_size_mlp": 512, "num_hidden_layers": 4, **_TELLING}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "use_qk_norm": False}
+    dense = {"moe_layers": [], "interleave_moe_layer_step": 0, "num_local_experts": 1}
+    local = "chunked_attention"
+    layers = {"attention_chunk_size": 256, "layer_types": [local, local, local, "full_attention"], "no_rope_layers": [1, 1, 1, 0]}
+    _save_random(Llama4ForCausalLM, Llama4TextConfig(**_RANDOM, **sizes, **heads, **dense, **layers), out)
+
+
 # Name -> what fills its folder. Tests find it as LMCN_MODEL_NAME (tests/env/stages.sh).
 MAKERS = {
     "smollm2": make_smollm2,
     "tiny-qwen3": make_tiny_qwen3,
     "tiny-llama": make_tiny_llama,
     "tiny-gemma3": make_tiny_gemma3,
+    "tiny-llama4": make_tiny_llama4,
 }
 
 if __name__ == "__main__":

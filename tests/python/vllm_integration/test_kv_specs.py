@@ -13,6 +13,7 @@ from vllm.v1 import kv_cache_interface as kinds
 from vllm.v1.core.kv_cache_utils import partial_hash_hits_enabled
 from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
+    KVCacheConfig,
     KVCacheGroupSpec,
     KVCacheSpec,
     SlidingWindowSpec,
@@ -147,6 +148,21 @@ def test_chunks_of_tokens_take_one_group_of_full_attention() -> None:
         support.offloaded_group(configured(one, window))
     with pytest.raises(Unsupported, match=r"1 KV cache groups \(SlidingWindowSpec\): .*LMCACHE_NATIVE=1"):
         support.offloaded_group(configured(window))
+
+
+def test_blocks_that_the_engine_zeroes() -> None:
+    """The V2 runner zeroes a block that it hands out again before a store of its last content is submitted."""
+    layers = {"a": FULL, "b": made("FullAttentionSpec", dtype=torch.uint8, kv_quant_mode=kinds.KVQuantMode.FP8_PER_TENSOR)}
+    one = group(UniformTypeKVCacheSpecs(block_size=16, kv_cache_specs=layers))
+    windows = group(made("SlidingWindowSpec", dtype=torch.uint8, kv_quant_mode=kinds.KVQuantMode.FP8_PER_TENSOR))
+    for groups in ([one], [group(FULL), windows]):
+        mixed = KVCacheConfig(num_blocks=8, kv_cache_tensors=[], kv_cache_groups=groups)
+        support.check_zeroing(mixed, SimpleNamespace(use_v2_model_runner=False))
+        with pytest.raises(Unsupported, match=r"different precisions .* use VLLM_USE_V2_MODEL_RUNNER=0"):
+            support.check_zeroing(mixed, SimpleNamespace(use_v2_model_runner=True))
+    for kind in OFFLOADED:
+        same = KVCacheConfig(num_blocks=8, kv_cache_tensors=[], kv_cache_groups=[group(FULL), group(made(kind))])
+        support.check_zeroing(same, SimpleNamespace(use_v2_model_runner=True))
 
 
 @pytest.mark.parametrize("kind", OFFLOADED)

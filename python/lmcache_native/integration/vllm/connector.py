@@ -59,6 +59,7 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
         support.check_parallelism(vllm_config.parallel_config)
         support.check_spec_name(extra, spec.NAME)
         self._groups = support.offloaded_groups(kv_cache_config)
+        support.check_zeroing(kv_cache_config, vllm_config)
         self._windowed = [any(map(support.is_windowed, compat.uniform_specs(group.kv_cache_spec))) for group in self._groups]
         block_tokens = [int(group.kv_cache_spec.block_size) for group in self._groups]
         blocks = support.blocks_per_chunk(self._config.chunk_tokens, block_tokens, extra)

@@ -86,6 +86,16 @@ def offloaded_groups(kv_cache_config: Any) -> tuple[Any, ...]:
     return groups
 
 
+def check_zeroing(kv_cache_config: Any, vllm_config: Any) -> None:
+    """Unsupported where the engine may zero a block before the connector's store of what was in it is submitted: vLLM's V2 model
+    runner zeroes what it hands out before it calls the connector."""
+    if kv_cache_config.needs_kv_cache_zeroing and vllm_config.use_v2_model_runner:
+        raise Unsupported(
+            "KV cache layers of different precisions (--kv-cache-dtype-skip-layers, a draft model) with vLLM's V2 model runner: "
+            "not yet supported, use VLLM_USE_V2_MODEL_RUNNER=0"
+        )
+
+
 def offloaded_group(kv_cache_config: Any) -> Any:
     """The one KV cache group of full attention that LMCacheNativeConnector takes: its chunks are of tokens, in all layers."""
     groups = kv_cache_config.kv_cache_groups
