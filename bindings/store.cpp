@@ -304,7 +304,19 @@ void define_control(nb::class_<StoreObject>& store) {
       .def(
           "stats",
           [](const StoreObject& self) { return stats_dict(without_gil(self, [](TieredStore& native) { return native.stats(); })); },
-          nb::sig("def stats(self) -> dict[str, int]"), "Counters since open and gauges of now, by the names of metrics.hpp.");
+          nb::sig("def stats(self) -> dict[str, int]"), "Counters since open and gauges of now, by the names of metrics.hpp.")
+      .def(
+          "latencies",
+          [](const StoreObject& self) {
+            return latencies_dict(without_gil(self, [](TieredStore& native) { return native.latencies(); }));
+          },
+          nb::sig("def latencies(self) -> dict[str, list[tuple[int, float]]]"),
+          "Since open: promotion, read, verify, write_wait, write -> for each bucket of latency_bounds_s, and the one beyond the "
+          "last,\n"
+          "how many durations fell into it and their sum in seconds.")
+      .def_prop_ro_static(
+          "latency_bounds_s", [](nb::handle) { return latency_bounds(); },
+          "Inclusive upper bounds of the buckets of latencies(), in seconds.");
 }
 
 }  // namespace

@@ -6,7 +6,7 @@ import array
 from collections.abc import Callable, Iterator, Sequence
 import enum
 import types
-from typing import Any, Literal, overload
+from typing import Any, Final, Literal, overload
 
 import lmcache_native._types
 
@@ -527,6 +527,15 @@ class Store:
 
     def stats(self) -> dict[str, int]:
         """Counters since open and gauges of now, by the names of metrics.hpp."""
+
+    def latencies(self) -> dict[str, list[tuple[int, float]]]:
+        """
+        Since open: promotion, read, verify, write_wait, write -> for each bucket of latency_bounds_s, and the one beyond the last,
+        how many durations fell into it and their sum in seconds.
+        """
+
+    latency_bounds_s: Final[tuple[float, ...]] = ...
+    """Inclusive upper bounds of the buckets of latencies(), in seconds."""
 
 class ArenaAttachment:
     """

@@ -27,7 +27,7 @@ def until_clean(running: VllmServer) -> None:
     """Asks for one token at a time (metrics move with the engine's steps) until nothing is waiting to be written."""
     for attempt in range(200):
         ask(running, [100 + attempt, 7, 8], max_tokens=2)
-        if running.metrics().get("lmcache_native:nvme_dirty_bytes", 1.0) == 0.0:
+        if running.metrics().get("lmcache_native_nvme_dirty_bytes", 1.0) == 0.0:
             return
     raise AssertionError("nvme_dirty_bytes never became 0\n" + running.log_tail())
 
@@ -69,7 +69,7 @@ def test_first_life_host_hit(life: Life) -> None:
         check_own_hit(own, loaded)
         print(check_cold(cold, loaded))
     assert life.server.cached_tokens_by_source()["host"] == HIT_TOKENS * len(life.prompts)
-    assert life.server.metrics()["lmcache_native:hit_chunks_total"] > 0
+    assert life.server.metrics()["lmcache_native_hit_chunks_total"] > 0
 
 
 def test_ordinary_stop_then_nvme(life: Life) -> None:

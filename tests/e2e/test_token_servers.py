@@ -82,7 +82,7 @@ def test_first_life(life: Life) -> None:
             break
     assert metrics["vllm:kv_offload_store_bytes_total"] == loaded_bytes
     assert metrics["vllm:kv_offload_load_bytes_total"] == loaded_bytes
-    assert metrics["lmcache_native:hit_chunks_total"] == 3 * 22
+    assert metrics["lmcache_native_hit_chunks_total"] == 3 * 22
 
 
 def test_restart_and_kill_9(life: Life) -> None:
@@ -165,7 +165,7 @@ def test_eight_clients_on_a_small_arena(smollm2: Path, tmp_path: Path) -> None:
             assert failures == []
             running.reset_prefix_cache()
         metrics = running.metrics()
-        assert metrics["lmcache_native:evicted_chunks_total"] > 0
+        assert metrics["lmcache_native_evicted_chunks_total"] > 0
         assert metrics["vllm:num_requests_running"] == 0
         assert metrics["vllm:num_requests_waiting"] == 0
 

@@ -254,6 +254,7 @@ class TieredStore {
   virtual std::string nvme_warning() const = 0;
   virtual std::string io_engine_note() const = 0;
   virtual StoreStats stats() const = 0;
+  virtual StoreLatencies latencies() const = 0;
 };
 
 }  // namespace lmcn

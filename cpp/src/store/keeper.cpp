@@ -30,6 +30,7 @@ void StoreCore::mark_dirty(EntryId id, bool again) {
   entry.flags = static_cast<std::uint8_t>(entry.flags | kDirty);
   dirty_queue.push_back({entry.host_slot, record.slot.generation, Clock::now(), again});
   dirty_bytes += record.slot.bytes;
+  ++dirty_chunks;
 }
 
 // mu held. `touched`: used since it was stored, or stored before.
@@ -150,8 +151,9 @@ bool StoreCore::demote_next(std::unique_lock<std::mutex>& lock) {
     if ((entry.flags & kDirty) == 0) continue;
     if (Clock::now() - item.since > options.write_deadline) {
       entry.flags = 0;
-      dirty_bytes -= record.slot.bytes;
+      no_longer_dirty(record);
       ++counters.demotion_drops;
+      ++counters.dropped_late;
       continue;
     }
     entry.flags = kWriting;
@@ -221,10 +223,13 @@ void StoreCore::finish_demotion(const DirtyItem& item, EntryId id, std::uint64_t
     --demotions_in_flight;
     SlotRecord& record = slots[item.slot];  // pinned: still this generation
     const bool current = epoch == clear_epoch;
-    if (current) dirty_bytes -= record.slot.bytes;
+    if (current) no_longer_dirty(record);
     if (!status.ok() && status.code() != Code::kAborted) {
-      ++(status.code() == Code::kResourceExhausted ? counters.demotion_drops : counters.demotion_failures);
+      const bool no_room = status.code() == Code::kResourceExhausted;
+      ++(no_room ? counters.demotion_drops : counters.demotion_failures);
+      if (no_room) ++counters.dropped_no_room;
     }
+    if (status.ok()) latency.write_wait.add(Clock::now() - item.since);
     const bool wanted = current && record.entry == id;
     if (wanted) {
       Entry& entry = index.entry(id);

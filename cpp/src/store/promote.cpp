@@ -18,7 +18,8 @@ SlotId StoreCore::start_promotion(EntryId id, const std::optional<NamespaceId>& 
   Entry& entry = index.entry(id);
   entry.host = HostState::kPromoting;
   entry.host_slot = slot;
-  promote_queue.push_back({PromoterJob::Kind::kRead, slot, record.slot.offset, record.slot.generation, 0, extent, entry.key, ns});
+  promote_queue.push_back(
+      {PromoterJob::Kind::kRead, slot, record.slot.offset, record.slot.generation, 0, extent, entry.key, ns, Clock::now()});
   ++promotions_in_flight;
   changed();
   return slot;
@@ -63,6 +64,7 @@ void StoreCore::promoter_loop(std::stop_token stop) {
 
 void StoreCore::finish_promotion(const PromoterJob& promotion, const Status& status) {
   if (status.ok()) adopt_slot(arena->base() + promotion.offset, promotion.generation, options.rank_count);
+  latency.promotion.add(Clock::now() - promotion.since);
   {
     std::lock_guard lock(mu);
     --promotions_in_flight;

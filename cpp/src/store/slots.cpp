@@ -68,6 +68,7 @@ bool StoreCore::evict_one(std::uint64_t bytes) {
     for (const EntryId id : passed) policy->postpone(id);
     if (!victim) continue;
     ++counters.evicted_chunks;
+    counters.evicted_bytes += slots[index.entry(*victim).host_slot].slot.bytes;
     drop_host_copy(*victim);
     changed();
     return true;
@@ -81,8 +82,9 @@ void StoreCore::drop_host_copy(EntryId id) {
   if (slot == kNoSlot) return;
   if (entry.host == HostState::kReady) policy->remove(id);
   if ((entry.flags & kDirty) != 0) {
-    dirty_bytes -= slots[slot].slot.bytes;
+    no_longer_dirty(slots[slot]);
     ++counters.demotion_drops;
+    ++counters.dropped_evicted;
   }
   entry.flags = 0;
   entry.host = HostState::kNone;

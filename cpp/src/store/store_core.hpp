@@ -23,6 +23,7 @@
 
 #include "attach/rendezvous.hpp"
 #include "base/fork_guard.hpp"
+#include "base/latency.hpp"
 #include "index/chunk_index.hpp"
 #include "index/eviction_policy.hpp"
 #include "io/io_engine.hpp"
@@ -117,6 +118,7 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
     Extent extent;
     ChunkKey key;
     std::optional<NamespaceId> ns;  // none: whichever the record has
+    Clock::time_point since = Clock::now();
   };
   /// mu held. Slot allocated, entry kPromoting, queued; kNoSlot when nothing can be evicted.
   SlotId start_promotion(EntryId id, const std::optional<NamespaceId>& ns);
@@ -154,6 +156,10 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   void clear_log(std::unique_lock<std::mutex>& lock);
   bool demote_next(std::unique_lock<std::mutex>& lock);
   void drop_corrupt(const DirtyItem& item, EntryId id);  // mu held
+  void no_longer_dirty(const SlotRecord& record) {       // mu held
+    dirty_bytes -= record.slot.bytes;
+    --dirty_chunks;
+  }
   bool put_back(std::unique_lock<std::mutex>& lock, const DirtyItem& item, EntryId id, std::uint64_t epoch, const Status& why);
   void finish_demotion(const DirtyItem& item, EntryId id, std::uint64_t epoch, const Status& status, Extent extent);
   Status flush(std::chrono::milliseconds deadline) override;
@@ -169,6 +175,7 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   std::string nvme_warning() const override;
   std::string io_engine_note() const override;
   StoreStats stats() const override;
+  StoreLatencies latencies() const override;
 
   const StoreOptions options;
   const std::uint64_t forks_at_open = fork_guard::forks();
@@ -209,7 +216,7 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   std::condition_variable promoted_cv;    // a promotion ended
 
   std::deque<DirtyItem> dirty_queue;
-  std::uint64_t dirty_bytes = 0;  // queued and under way
+  std::uint64_t dirty_bytes = 0, dirty_chunks = 0;  // queued and under way
   std::uint64_t demotions_in_flight = 0;
   bool clear_pending = false;
   struct Evacuation {
@@ -235,6 +242,9 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   std::uint64_t clear_epoch = 0;            // mu held
   mutable std::atomic<std::uint64_t> lookups{0};
   mutable StoreStats counters;  // mu held
+  struct {
+    LatencyRecorder promotion, check, write_wait;
+  } latency;  // what the log does not measure
 
   bool closed = false;
   std::jthread promoter;

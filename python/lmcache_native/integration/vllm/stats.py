@@ -15,46 +15,46 @@ logger = get_logger(__name__)
 INTERVAL_S = 0.5
 
 # metric -> (name in Store.stats(), label values, documentation)
-_HITS = "lmcache_native:hit_chunks"
+_HITS = "lmcache_native_hit_chunks"
 _COUNTERS = {
-    "lmcache_native:evicted_chunks": ("evicted_chunks", "Chunks evicted from host memory."),
-    "lmcache_native:nvme_written_bytes": ("demoted_bytes", "Bytes written to NVMe."),
-    "lmcache_native:nvme_read_bytes": ("promoted_bytes", "Bytes read from NVMe and verified."),
-    "lmcache_native:nvme_dropped_chunks": ("demotion_drops", "Chunks not written to NVMe because the device could not keep up."),
-    "lmcache_native:nvme_refused_first_touch_chunks": (
+    "lmcache_native_evicted_chunks": ("evicted_chunks", "Chunks evicted from host memory."),
+    "lmcache_native_nvme_written_bytes": ("demoted_bytes", "Bytes written to NVMe."),
+    "lmcache_native_nvme_read_bytes": ("promoted_bytes", "Bytes read from NVMe and verified."),
+    "lmcache_native_nvme_dropped_chunks": ("demotion_drops", "Chunks not written to NVMe because the device could not keep up."),
+    "lmcache_native_nvme_refused_first_touch_chunks": (
         "refused_first_touch",
         "Chunks not written to NVMe: seen for the first time, with most of the day's writes spent or admission second_touch.",
     ),
-    "lmcache_native:nvme_refused_device_behind_chunks": (
+    "lmcache_native_nvme_refused_device_behind_chunks": (
         "refused_device_behind",
         "Chunks not written to NVMe: seen for the first time while the device was behind with its writes.",
     ),
-    "lmcache_native:nvme_refused_over_budget_chunks": (
+    "lmcache_native_nvme_refused_over_budget_chunks": (
         "refused_over_budget",
         "Chunks not written to NVMe: the day's limit on writes is reached.",
     ),
-    "lmcache_native:nvme_reappended_chunks": (
+    "lmcache_native_nvme_reappended_chunks": (
         "reappended_chunks",
         "Chunks written again when their region was reclaimed, since they were used.",
     ),
-    "lmcache_native:corrupt_host_chunks": (
+    "lmcache_native_corrupt_host_chunks": (
         "corrupt_host_chunks",
         "Chunks in host memory that failed verification: misses.",
     ),
-    "lmcache_native:misplaced_records": ("misplaced_reads", "Reads that found a whole record of another chunk: misses."),
-    "lmcache_native:corrupt_records": ("corrupt_records", "Records on NVMe that failed verification: misses."),
-    "lmcache_native:io_errors": ("read_errors", "Reads from NVMe that failed: misses."),
-    "lmcache_native:refused_promotions": ("promotion_refusals", "Chunks on NVMe beyond a request's promotion budget: misses."),
+    "lmcache_native_misplaced_records": ("misplaced_reads", "Reads that found a whole record of another chunk: misses."),
+    "lmcache_native_corrupt_records": ("corrupt_records", "Records on NVMe that failed verification: misses."),
+    "lmcache_native_io_errors": ("read_errors", "Reads from NVMe that failed: misses."),
+    "lmcache_native_refused_promotions": ("promotion_refusals", "Chunks on NVMe beyond a request's promotion budget: misses."),
 }
 _GAUGES = {
-    "lmcache_native:host_used_bytes": ("host_used_bytes", "Host memory in use."),
-    "lmcache_native:host_quarantined_slots": ("host_quarantined_slots", "Slots that wait for a worker's word."),
-    "lmcache_native:nvme_live_bytes": ("nvme_live_bytes", "Bytes on NVMe that can be looked up."),
-    "lmcache_native:nvme_dirty_bytes": ("nvme_dirty_bytes", "Bytes in host memory that a crash now would lose."),
-    "lmcache_native:nvme_lost_paths": ("nvme_lost_paths", "NVMe directories out of use after an error."),
-    "lmcache_native:nvme_day_written_bytes": ("nvme_day_bytes", "Bytes written to NVMe within the last 24 hours."),
-    "lmcache_native:nvme_day_limit_bytes": ("nvme_day_limit_bytes", "Limit on bytes written to NVMe within 24 hours."),
-    "lmcache_native:nvme_quarantined": ("nvme_quarantined", "1 when NVMe is out of use after an error."),
+    "lmcache_native_host_used_bytes": ("host_used_bytes", "Host memory in use."),
+    "lmcache_native_host_quarantined_slots": ("host_quarantined_slots", "Slots that wait for a worker's word."),
+    "lmcache_native_nvme_live_bytes": ("nvme_live_bytes", "Bytes on NVMe that can be looked up."),
+    "lmcache_native_nvme_dirty_bytes": ("nvme_dirty_bytes", "Bytes in host memory that a crash now would lose."),
+    "lmcache_native_nvme_lost_paths": ("nvme_lost_paths", "NVMe directories out of use after an error."),
+    "lmcache_native_nvme_day_written_bytes": ("nvme_day_bytes", "Bytes written to NVMe within the last 24 hours."),
+    "lmcache_native_nvme_day_limit_bytes": ("nvme_day_limit_bytes", "Limit on bytes written to NVMe within 24 hours."),
+    "lmcache_native_nvme_quarantined": ("nvme_quarantined", "1 when NVMe is out of use after an error."),
 }
 
 
