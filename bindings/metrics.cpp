@@ -76,6 +76,7 @@ constexpr Field kFields[] = {
     LMCN_FIELD(misplaced_reads),
     LMCN_FIELD(read_errors),
     LMCN_FIELD(write_errors),
+    LMCN_FIELD(lost_changes),
     LMCN_FIELD(corrupt_host_chunks),
     LMCN_FIELD(recovered_chunks),
     LMCN_FIELD(reclaimed_regions),

@@ -37,6 +37,7 @@ struct StoreStats {
   // is behind; the day's budget was spent.
   std::uint64_t refused_first_touch = 0, refused_device_behind = 0, refused_over_budget = 0;
   std::uint64_t corrupt_records = 0, stale_reads = 0, misplaced_reads = 0, read_errors = 0, write_errors = 0;
+  std::uint64_t lost_changes = 0;         // beyond what take_changes() keeps
   std::uint64_t corrupt_host_chunks = 0;  // verify=all: bytes in host memory that were no longer those published
   std::uint64_t recovered_chunks = 0, reclaimed_regions = 0, reclaimed_chunks = 0, reappended_chunks = 0, reappended_bytes = 0,
                 cleared = 0;

@@ -15,15 +15,15 @@ class LatencyRecorder {
     const auto ns = static_cast<std::uint64_t>(std::max<std::int64_t>(duration.count(), 0));
     const auto bucket =
         static_cast<std::size_t>(std::lower_bound(kLatencyBoundsNs.begin(), kLatencyBoundsNs.end(), ns) - kLatencyBoundsNs.begin());
-    count_[bucket].fetch_add(1, std::memory_order_relaxed);
     total_ns_[bucket].fetch_add(ns, std::memory_order_relaxed);
+    count_[bucket].fetch_add(1, std::memory_order_release);
   }
 
-  /// A duration under way meanwhile may be in a bucket's count and not yet in its total, never longer than until the next call.
+  /// What is counted is in the totals too; a total may hold a duration that is counted in the next snapshot only.
   LatencyHistogram snapshot() const noexcept {
     LatencyHistogram out;
     for (std::size_t i = 0; i < kLatencyBuckets; ++i) {
-      out.count[i] = count_[i].load(std::memory_order_relaxed);
+      out.count[i] = count_[i].load(std::memory_order_acquire);
       out.total_ns[i] = total_ns_[i].load(std::memory_order_relaxed);
     }
     return out;

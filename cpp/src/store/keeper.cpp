@@ -40,9 +40,11 @@ bool StoreCore::offer_to_nvme(EntryId id, bool touched, bool again) {
   if (on_nvme(entry) || (entry.flags & (kDirty | kWriting)) != 0) return false;
   if (verify_all && !slots[entry.host_slot].has_checksum) return false;  // offered when it has one
   if (entry.extent.valid()) drop_extent(id);                             // on a path that is lost
+  const Priority priority = slots[entry.host_slot].priority;
   const Admission::Offer offer{
       .bytes = slots[entry.host_slot].slot.bytes,
-      .touched = touched,
+      .touched = touched || priority == Priority::kHigh,
+      .low = priority == Priority::kLow,
       .device_behind = !dirty_queue.empty() && Clock::now() - dirty_queue.front().since > kBehind,
       .day_bytes = log->last_day_bytes() + dirty_bytes,
   };
@@ -236,6 +238,7 @@ void StoreCore::finish_demotion(const DirtyItem& item, EntryId id, std::uint64_t
       entry.flags = 0;
       if (status.ok()) {
         entry.extent = extent;
+        note_change(entry.key, Tier::kNvme, true);
         entry.hits = 0;
         ++counters.demoted_chunks;
         counters.demoted_bytes += record.slot.bytes;

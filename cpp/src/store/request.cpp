@@ -22,6 +22,7 @@ RequestImpl::RequestImpl(StoreCore& core, const NamespaceId& ns, const RequestOp
     : core_(core),
       deriver_(ns),
       promote_(options.promote),
+      priority_(options.priority),
       budget_bytes_(options.promotion_budget_bytes != 0 ? options.promotion_budget_bytes : core.promotion_budget_bytes),
       deadline_(options.promotion_deadline.count() != 0 ? options.promotion_deadline : core.options.promotion_deadline),
       last_lookup_ns_(coarse_now_ns()) {
@@ -182,7 +183,7 @@ Presence RequestImpl::look(Item& item) {
   if (item.refused || !promote_ || !core_.log || !core_.on_nvme(entry)) return Presence::kMiss;
   const std::uint64_t bytes = core_.allocator->class_bytes(std::uint64_t{entry.extent.pages} * kPageBytes);
   if (!may_pin(bytes, true)) return refuse(item, refusal(bytes));
-  const SlotId slot = core_.start_promotion(id, deriver_.ns());
+  const SlotId slot = core_.start_promotion(id, deriver_.ns(), priority_);
   if (slot == kNoSlot || !take_pin(item, slot, true)) return refuse(item, core_.counters.refused_no_slot);
   return Presence::kRetry;
 }
@@ -308,6 +309,7 @@ Result<ReadLease> RequestImpl::acquire(std::span<const ChunkKey> keys, bool for_
     SlotRecord& record = core_.slots[entry.host_slot];
     ++record.pins;
     if (for_worker) ++record.loads_issued;
+    record.priority = std::max(record.priority, priority_);
     StoreCore::count_hit(entry);
     writes_behind |= core_.offer_to_nvme(id, true);
     core_.policy->access(id);

@@ -69,6 +69,7 @@ class RequestImpl final : public Request {
   StoreCore& core_;
   KeyDeriver deriver_;
   const bool promote_;
+  const Priority priority_;
   const std::uint64_t budget_bytes_;
   const std::chrono::milliseconds deadline_;
   std::vector<Item> items_;

@@ -1,8 +1,14 @@
 #include <bit>
+#include <utility>
 
 #include "store/store_core.hpp"
 
 namespace lmcn {
+namespace {
+
+constexpr std::size_t kMostChanges = 1'000'000;
+
+}  // namespace
 
 bool StoreCore::nvme_ready() const noexcept {
   return log != nullptr && !inherited() && !log->quarantined();
@@ -65,6 +71,26 @@ StoreStats StoreCore::stats() const {
   s.write_errors += log_stats.write_errors;
   s.lookups = lookups.load(std::memory_order_relaxed);
   return s;
+}
+
+void StoreCore::watch_changes() {
+  if (inherited()) return;
+  std::lock_guard lock(mu);
+  watching = true;
+}
+
+void StoreCore::add_change(const ChunkKey& key, Tier tier, bool stored) {
+  if (changes.size() < kMostChanges) {
+    changes.push_back({key, tier, stored});
+  } else {
+    ++counters.lost_changes;
+  }
+}
+
+std::vector<TierChange> StoreCore::take_changes() {
+  if (inherited()) return {};
+  std::lock_guard lock(mu);
+  return std::exchange(changes, {});
 }
 
 StoreLatencies StoreCore::latencies() const {

@@ -50,6 +50,7 @@ struct SlotRecord {
   bool in_use = false;
   bool worker_fill = false;  // handed to workers to fill, outcome not yet seen
   bool quarantined = false;  // waits for worker words; listed in StoreCore::quarantine
+  Priority priority = Priority::kNormal;
   // verify=all (check.cpp)
   std::uint64_t checksum = 0;  // of the payload as it was published
   bool has_checksum = false;
@@ -98,6 +99,8 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   bool busy(SlotRecord& record) const;
   SlotId allocate_slot(std::uint64_t bytes, EntryId entry);
   bool evict_one(std::uint64_t bytes);
+  bool evict_low(std::uint64_t class_bytes);
+  void evict(EntryId id);
   void drop_host_copy(EntryId id);  // the entry lets go of its slot (freed or orphaned); entry may be erased
   void drop_extent(EntryId id);     // the entry lets go of its record; entry may be erased
   void erase_if_nowhere(EntryId id);
@@ -119,9 +122,10 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
     ChunkKey key;
     std::optional<NamespaceId> ns;  // none: whichever the record has
     Clock::time_point since = Clock::now();
+    Priority priority = Priority::kNormal;
   };
   /// mu held. Slot allocated, entry kPromoting, queued; kNoSlot when nothing can be evicted.
-  SlotId start_promotion(EntryId id, const std::optional<NamespaceId>& ns);
+  SlotId start_promotion(EntryId id, const std::optional<NamespaceId>& ns, Priority priority = Priority::kNormal);
   void promoter_loop(std::stop_token stop);
   void finish_promotion(const PromoterJob& promotion, const Status& status);
 
@@ -174,6 +178,12 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   bool nvme_ready() const noexcept override;
   std::string nvme_warning() const override;
   std::string io_engine_note() const override;
+  void watch_changes() override;
+  std::vector<TierChange> take_changes() override;
+  void note_change(const ChunkKey& key, Tier tier, bool stored) {  // mu held
+    if (watching) add_change(key, tier, stored);
+  }
+  void add_change(const ChunkKey& key, Tier tier, bool stored);
   StoreStats stats() const override;
   StoreLatencies latencies() const override;
 
@@ -205,6 +215,13 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   std::deque<SlotRecord> slots;          // deque: references stay valid
   std::vector<SlotId> free_slot_ids;
   std::vector<SlotId> quarantine;
+  struct LowSlot {
+    SlotId slot;
+    std::uint32_t generation;
+  };
+  std::deque<LowSlot> low_slots;  // published with Priority::kLow, oldest first; may name slots that are gone
+  bool watching = false;
+  std::vector<TierChange> changes;
   std::vector<RequestImpl*> requests;
   std::uint64_t request_pinned_bytes = 0;
 

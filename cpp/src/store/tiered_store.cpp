@@ -186,6 +186,8 @@ void StoreCore::clear() {
     dirty_queue.clear();
     dirty_bytes = 0;
     dirty_chunks = 0;
+    low_slots.clear();
+    changes.clear();
     for (SlotId id = 0; id < slots.size(); ++id) {
       if (!slots[id].in_use || slots[id].entry == kNoEntry) continue;
       slots[id].entry = kNoEntry;

@@ -21,8 +21,8 @@ class Stats : public StoreTest {
     for (std::size_t i = 0; i < kLatencyBuckets; ++i) {
       if (histogram.count[i] == 0) continue;
       const std::uint64_t mean = histogram.total_ns[i] / histogram.count[i];
-      if (i > 0) EXPECT_GE(mean, kLatencyBoundsNs[i - 1]) << i;
-      if (i < kLatencyBoundsNs.size()) EXPECT_LE(mean, kLatencyBoundsNs[i]) << i;
+      EXPECT_GE(mean, i == 0 ? 0 : kLatencyBoundsNs[i - 1]) << i;
+      EXPECT_LE(mean, i == kLatencyBoundsNs.size() ? UINT64_MAX : kLatencyBoundsNs[i]) << i;
     }
   }
   StoreStats stats() const { return store->stats(); }

@@ -7,15 +7,17 @@ say that their copies have ended.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from lmcache_native import ReadLease, Request, Store, WriteLease
-from lmcache_native.errors import LmcacheNativeError, NotFound, ResourceExhausted, Unavailable
+from lmcache_native import KeyDeriver, ReadLease, Request, Store, Tier, WriteLease
+from lmcache_native.errors import InvalidArgument, LmcacheNativeError, NotFound, ResourceExhausted, Unavailable
 from lmcache_native.integration.vllm import compat
 from lmcache_native.integration.vllm.namespace import Namespaces, RequestNamespace
 from lmcache_native.integration.vllm.slots import SlotLoadStoreSpec
-from lmcache_native.integration.vllm.stats import StatsReporter
+from lmcache_native.integration.vllm.stats import Admission, StatsReporter, log_admission
+from lmcache_native.integration.vllm.token_keys import RequestSettings, request_settings, tagged
 from lmcache_native.integration.vllm.worker import NotStarted
 from lmcache_native.logging import get_logger
 
@@ -32,10 +34,13 @@ def _always_miss(_key: bytes) -> int:
 class _RequestState:
     """What the manager knows of one request; lives in vLLM's ReqContext."""
 
-    __slots__ = ("budget_bytes", "finished", "load", "lookup", "namespace", "request", "stores")
+    __slots__ = ("admission", "begun_s", "budget_bytes", "finished", "load", "lookup", "namespace", "request", "settings", "stores")
 
-    def __init__(self, namespace: RequestNamespace | None, budget_bytes: int) -> None:
+    def __init__(self, namespace: RequestNamespace | None, budget_bytes: int, settings: RequestSettings) -> None:
         self.namespace = namespace  # None: served without the cache
+        self.settings = settings
+        self.admission: Admission | None = None
+        self.begun_s: dict[ReadLease | WriteLease | None, float] = {}  # time.monotonic(), of what is under way
         self.budget_bytes = budget_bytes
         self.request: Request | None = None
         self.lookup: Callable[[bytes], int] = _always_miss
@@ -47,7 +52,7 @@ class _RequestState:
         """None: nothing may be loaded or published."""
         if self.namespace is not None and not self.namespace.holds():
             self.namespace = None
-        return None if self.namespace is None else self.namespace.id
+        return None if self.namespace is None else tagged(self.namespace.id, self.settings.tags)
 
     def end_request(self) -> None:
         if self.request is not None:
@@ -64,6 +69,7 @@ class _RequestState:
         for lease in set(self.stores.values()):
             lease.abort()
         self.stores.clear()
+        self.begun_s.clear()
 
     @property
     def idle(self) -> bool:
@@ -82,6 +88,10 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         self._loads: dict[int, _RequestState] = {}
         self._serial = 0
         self._stats = StatsReporter()
+        self.noted = self._stats.noted
+        self._log_requests = False
+        self._engine_keys: dict[bytes, bytes] | None = None  # chunk key -> vLLM's, of chunks in any tier; None: no events
+        self._chunk_tokens = 0
         self._closed = False
         results = compat.LookupResult
         # By the int that Request.lookup returns.
@@ -90,9 +100,27 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         sources = compat.CacheHitSource
         self._sources = (sources.EXTERNAL_UNSPECIFIED, sources.HOST, sources.DISK)
 
-    def open(self, store: Store, description: dict[str, str], payload_bytes: int) -> None:
-        """The handshake told what the store needs. `description`: the namespace. `payload_bytes`: one chunk, all ranks."""
+    def open(
+        self,
+        store: Store,
+        description: dict[str, str],
+        payload_bytes: int,
+        *,
+        chunk_tokens: int = 0,
+        events: bool = False,
+        log_requests: bool = False,
+        stats: StatsReporter | None = None,
+    ) -> None:
+        """The handshake told what the store needs. `description`: the namespace. `payload_bytes`: one chunk, all ranks. `events`:
+        whether somebody takes them."""
         self._store = store
+        self._chunk_tokens = chunk_tokens
+        self._log_requests = log_requests
+        if stats is not None:
+            self._stats, self.noted = stats, stats.noted
+        if events:
+            self._engine_keys = {}
+            store.watch_changes()
         self._namespaces = Namespaces(description)
         self._payload_bytes = payload_bytes
 
@@ -116,11 +144,36 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
     def on_new_request(self, req_context: Any) -> Any:
         lora, self._announced = self._announced, None
         nvme = req_context.load_tier_filter.allows(compat.Medium.STORAGE, compat.Locality.LOCAL)
-        state = _RequestState(self._namespaces.of(lora), 0 if nvme else 1)  # no chunk fits in a budget of one byte
+        namespace = self._namespaces.of(lora)
+        settings = RequestSettings()
+        try:
+            settings = request_settings(req_context.kv_transfer_params)
+        except InvalidArgument as error:
+            logger.warning("request %s is served without the cache: %s", req_context.req_id, error)
+            self.noted.without_cache("parameters")
+            namespace = None
+        else:
+            if namespace is None:
+                self.noted.without_cache("adapter")
+        state = _RequestState(namespace, 0 if nvme else 1, settings)  # no chunk fits in a budget of one byte
         state.lookup = self._first_lookup(state)
         req_context.set_state(state)
         self._states.add(state)
         return compat.RequestOffloadingContext()
+
+    def admitted(self, request_id: str, prompt: int, engine: int, external: int, nvme: int, req_context: Any) -> None:
+        """vLLM scheduled the request, and counted on these tokens. Only the first time counts."""
+        state: _RequestState | None = req_context.get_state(_RequestState)
+        if state is None or state.namespace is None or state.admission is not None:
+            return
+        state.admission = Admission(prompt, engine, external - nvme, nvme)
+        self.noted.admitted(state.admission)
+        log_admission(request_id, state.admission, show=self._log_requests)
+
+    def response(self, req_context: Any) -> dict[str, Any] | None:
+        """What the response says of the request, when it asked for that."""
+        state: _RequestState | None = req_context.get_state(_RequestState)
+        return state.admission.response() if state is not None and state.settings.report and state.admission is not None else None
 
     def on_request_finished(self, req_context: Any) -> None:
         state: _RequestState = req_context.get_state(_RequestState)
@@ -138,7 +191,9 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
             if namespace is None:
                 state.lookup = _always_miss
                 return _MISS
-            state.request = self.store.begin_request(namespace, promotion_budget_bytes=state.budget_bytes)
+            state.request = self.store.begin_request(
+                namespace, promotion_budget_bytes=state.budget_bytes, priority=state.settings.priority
+            )
             state.lookup = state.request.lookup
             return state.lookup(key)
 
@@ -158,6 +213,7 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         state: _RequestState = req_context.get_state(_RequestState)
         self._serial += 1
         self._loads[self._serial] = state
+        state.begun_s[None] = time.monotonic()
         try:
             if state.request is None:
                 raise NotFound(f"request {req_context.req_id} looked nothing up")
@@ -176,7 +232,11 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
             serial, lease = state.load
             lease.release()
             state.load = None
-            self._loads.pop(serial, None)
+            failed = self._loads.pop(serial, None) is None  # loads_failed() came first
+        else:
+            failed = True
+        if (begun_s := state.begun_s.pop(None, None)) is not None:
+            self.noted.load_ended(len(keys) * self._chunk_tokens, time.monotonic() - begun_s, failed=failed)
         self._forget_if_idle(state)
 
     def loads_failed(self, serials: Iterable[int]) -> None:
@@ -200,14 +260,21 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         if namespace is None:
             return compat.PrepareStoreOutput(keys_to_store=[], store_spec=SlotLoadStoreSpec.unleased(0), evicted_keys=[])
         offered = list(keys)
+        if state.settings.skip_save:
+            return compat.PrepareStoreOutput(keys_to_store=[], store_spec=SlotLoadStoreSpec.unleased(0), evicted_keys=[])
         try:
             lease = self.store.reserve_engine_keys(namespace, offered, self._payload_bytes, for_worker=True)
         except ResourceExhausted:
             return None  # vLLM offers the chunks again in its next step
         self._serial += 1
         to_store = [offered[position] for position in lease.positions]
+        lease.set_priority(state.settings.priority)
+        state.begun_s[lease] = time.monotonic()
         for key in to_store:
             state.stores[key] = lease
+        if self._engine_keys is not None:
+            deriver = KeyDeriver(namespace)
+            self._engine_keys.update((deriver.derive(key), key) for key in to_store)
         spec = SlotLoadStoreSpec(self._serial, lease.slot_offsets(), lease.generations())
         return compat.PrepareStoreOutput(keys_to_store=to_store, store_spec=spec, evicted_keys=[])
 
@@ -216,10 +283,13 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         state: _RequestState = req_context.get_state(_RequestState)
         leases = {lease for key in keys if (lease := state.stores.pop(key, None)) is not None}
         for lease in leases:
+            offered, published = len(lease), 0
             if success and state.usable_namespace() is not None:
-                lease.commit()
+                published = lease.commit()
             else:
                 lease.abort()
+            seconds = time.monotonic() - state.begun_s.pop(lease, time.monotonic())
+            self.noted.store_ended(published * self._chunk_tokens, seconds, failed=published < offered)
         self._forget_if_idle(state)
 
     # ---- the rest -----------------------------------------------------------------------------------------------------
@@ -232,13 +302,35 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
             state.namespace = None
         self._states = {state for state in self._states if not state.finished}
         self._loads.clear()
+        if self._engine_keys is not None:
+            self._engine_keys.clear()
         if self._store is not None:
             self._store.clear()
+
+    def take_events(self) -> Iterable[Any]:
+        """vLLM's OffloadingEvents, in order. What an earlier process left on NVMe has none: its engine keys are not known."""
+        if self._engine_keys is None or self._store is None:
+            return []
+        events: list[Any] = []
+        for key, tier, stored in self._store.take_changes():
+            engine_key = self._engine_keys.get(key)
+            if engine_key is None:
+                continue
+            medium = compat.Medium.CPU if tier == Tier.HOST else compat.Medium.STORAGE
+            last = events[-1] if events else None
+            if last is None or last.medium != medium or last.removed == stored:
+                last = compat.OffloadingEvent(keys=[], medium=medium, removed=not stored, removal_expected=True)
+                events.append(last)
+            last.keys.append(engine_key)
+            if not stored and self._store.lookup([key]).hit == 0:
+                del self._engine_keys[key]
+        return events
 
     def get_stats(self) -> Any:
         if self._store is None or not self._stats.due():
             return None
-        return self._stats.report(self._store)
+        stores = len({lease for state in self._states for lease in state.stores.values()})
+        return self._stats.report(self._store, len(self._loads), stores)
 
     def shutdown(self) -> None:
         for state in self._states:

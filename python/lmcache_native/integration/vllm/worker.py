@@ -66,6 +66,7 @@ class NativeOffloadingWorker(compat.OffloadingWorker, CopierClient):  # type: ig
         self._failed_blocks: set[int] = set()
         self._failed_serials: set[int] = set()
         self._not_started: list[NotStarted] = []
+        self._copies: list[tuple[str, int, float]] = []
 
     # ---- vLLM's interface ---------------------------------------------------------------------------------------------
 
@@ -100,6 +101,7 @@ class NativeOffloadingWorker(compat.OffloadingWorker, CopierClient):  # type: ig
                 logger.error("%s job %d: %s", "store" if load is None else "load", done.id, done.message)
                 if load is not None:
                     self._note_failure(load, done.failed_items)
+            self._copies.append(("store" if load is None else "load", done.bytes, done.seconds))
             results.append(
                 compat.TransferResult(job_id=done.id, success=True, transfer_size=done.bytes, transfer_time=max(done.seconds, 1e-9))
             )
@@ -128,6 +130,11 @@ class NativeOffloadingWorker(compat.OffloadingWorker, CopierClient):  # type: ig
         """Jobs that this rank could not start, since the last call."""
         jobs, self._not_started = self._not_started, []
         return jobs
+
+    def take_copies(self) -> list[tuple[str, int, float]]:
+        """(load or store, bytes, seconds) of jobs whose copies ended, since the last call."""
+        copies, self._copies = self._copies, []
+        return copies
 
     def _store_failed(self, job_id: int, slots: SlotLoadStoreSpec, why: str, level: int = logging.ERROR) -> None:
         logger.log(level, "store job %d: %s", job_id, why)
