@@ -61,9 +61,9 @@ def check_report(server: Any, prompt: Sequence[int], hit_tokens: int) -> None:
     server.reset_prefix_cache()
     found = complete(server, prompt, report)["kv_transfer_params"]["lmcache_native"]
     assert found == {"prompt_tokens": len(prompt), "hit_tokens": {"engine": 0, "host": hit_tokens, "nvme": 0}}
-    again = complete(server, prompt, report)["kv_transfer_params"]["lmcache_native"]
-    assert again["hit_tokens"]["host"] == again["hit_tokens"]["nvme"] == 0
-    assert again["hit_tokens"]["engine"] > 0
+    again = complete(server, prompt, report)["kv_transfer_params"]["lmcache_native"]["hit_tokens"]
+    assert again["engine"] > 0  # whole blocks of the engine's; what a chunk holds beyond them may be loaded
+    assert again["host"] < hit_tokens <= again["engine"] + again["host"]
     line = rf"request cmpl-\S+: {len(prompt)} prompt tokens, hit engine 0, host {hit_tokens}, NVMe 0"
     assert re.search(line, server.log()), server.log_tail()
 

@@ -197,12 +197,17 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
         context = status.req_context
         self._manager.admitted(request.request_id, prompt, asked.computed_tokens, num_external_tokens, nvme, context)
 
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        return self._with_report(request, *super().request_finished(request, block_ids))
+
     def request_finished_all_groups(self, request: Any, block_ids: tuple[list[int], ...]) -> tuple[bool, dict[str, Any] | None]:
+        return self._with_report(request, *super().request_finished_all_groups(request, block_ids))
+
+    def _with_report(self, request: Any, delayed: bool, parameters: dict[str, Any] | None) -> tuple[bool, dict[str, Any] | None]:
         self._asked.pop(request.request_id, None)
         status = self.connector_scheduler._req_status.get(request.request_id)
-        ours = self._manager.response(status.req_context) if status is not None else None
-        delayed, parameters = super().request_finished_all_groups(request, block_ids)
-        return delayed, parameters if ours is None else {**(parameters or {}), **ours}
+        report = self._manager.response(status.req_context) if status is not None else None
+        return delayed, parameters if report is None else {**(parameters or {}), **report}
 
     def update_connector_output(self, connector_output: Any) -> None:
         meta = connector_output.kv_connector_worker_meta

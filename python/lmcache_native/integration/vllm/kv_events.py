@@ -39,12 +39,16 @@ class ChunkEvents:
         store.watch_changes()
 
     def describe(self, key: bytes, parent: bytes | None, token_ids: Sequence[int], lora_request: Any) -> None:
-        """Before the chunk is published. What is not published is forgotten with the next reset or store of the key."""
+        """Before the chunk is published; forget() when it then was not."""
         lora_id = None if lora_request is None else lora_request.lora_int_id
         lora_name = None if lora_request is None else lora_request.lora_name
         before = self._payloads.get(key)
         tiers: set[Tier] = set() if before is None else before.tiers
         self._payloads[key] = _Payload(parent, array("I", token_ids), lora_id, lora_name, tiers)
+
+    def forget(self, key: bytes) -> None:
+        if (payload := self._payloads.get(key)) is not None and not payload.tiers:
+            del self._payloads[key]
 
     def cleared(self) -> None:
         self._payloads.clear()

@@ -474,6 +474,10 @@ class TokenScheduler:
         begin_s = time.perf_counter()
         published = job.lease.commit()
         publish_s = time.perf_counter() - begin_s
+        if self._events is not None and published < slots:
+            for key in job.keys:
+                if self.store.lookup([key]).hit == 0:
+                    self._events.forget(key)
         offered = self._tokens(job)
         tokens = offered if published == slots else published * self._chunk_tokens
         self._noted.store_ended(tokens, time.monotonic() - job.begun_s, failed=published < slots)
