@@ -36,6 +36,8 @@ void init_device_load(nb::module_& module);
 void init_inspect(nb::module_& module);
 
 nb::dict stats_dict(const StoreStats& stats);
+nb::dict latencies_dict(const StoreLatencies& latencies);
+nb::tuple latency_bounds();
 
 /// Keys as Python holds them: an immutable array, slices of which share memory.
 struct ChunkKeys {

@@ -123,9 +123,10 @@ WriteLeaseObject reserve_engine_keys(const StoreObject& self, nb::bytes ns, nb::
   return reserve(self, deriver.ns(), keys, payload_bytes, for_worker);
 }
 
-RequestObject begin_request(const StoreObject& self, nb::bytes ns, std::uint64_t budget_bytes, double deadline_s, bool promote) {
+RequestObject begin_request(const StoreObject& self, nb::bytes ns, std::uint64_t budget_bytes, double deadline_s, bool promote,
+                            Priority priority) {
   const NamespaceId id = namespace_id(ns, "namespace");
-  const RequestOptions options{budget_bytes, milliseconds(deadline_s, "promotion_deadline_s"), promote};
+  const RequestOptions options{budget_bytes, milliseconds(deadline_s, "promotion_deadline_s"), promote, priority};
   const std::shared_ptr<TieredStore> store = self.get();
   nb::gil_scoped_release release;
   return {store, store->begin_request(id, options)};
@@ -197,9 +198,9 @@ void define_data_path(nb::class_<StoreObject>& store) {
                    "int, *, for_worker: bool = False) -> WriteLease"),
            "reserve() by the engine's own keys, derived natively (KeyDeriver).")
       .def("begin_request", begin_request, nb::arg("namespace"), nb::kw_only(), nb::arg("promotion_budget_bytes") = 0,
-           nb::arg("promotion_deadline_s") = 0.0, nb::arg("promote") = true,
+           nb::arg("promotion_deadline_s") = 0.0, nb::arg("promote") = true, nb::arg("priority") = Priority::kNormal,
            "One engine request's lookups, promotions and pins. 0: the store's budget and deadline. promote false: what is on NVMe "
-           "alone is a miss.")
+           "alone is a miss. priority: whose promotions are read first.")
       .def("acquire", acquire, nb::arg("namespace"), nb::arg("keys").none(), nb::arg("timeout_s") = 10.0,
            nb::sig("def acquire(self, namespace: bytes, keys: lmcache_native._types.Keys, timeout_s: float = 10.0) -> ReadLease"),
            "Promotes what is only on NVMe, waits at most timeout_s, and leases the leading part that could be had. NotFound when "
@@ -307,7 +308,37 @@ void define_control(nb::class_<StoreObject>& store) {
       .def(
           "stats",
           [](const StoreObject& self) { return stats_dict(without_gil(self, [](TieredStore& native) { return native.stats(); })); },
-          nb::sig("def stats(self) -> dict[str, int]"), "Counters since open and gauges of now, by the names of metrics.hpp.");
+          nb::sig("def stats(self) -> dict[str, int]"), "Counters since open and gauges of now, by the names of metrics.hpp.")
+      .def(
+          "watch_changes", [](const StoreObject& self) { without_gil(self, [](TieredStore& native) { native.watch_changes(); }); },
+          "From now on take_changes() has something to give.")
+      .def(
+          "take_changes",
+          [](const StoreObject& self) {
+            nb::list out;
+            for (const TierChange& change : without_gil(self, [](TieredStore& native) { return native.take_changes(); })) {
+              out.append(nb::make_tuple(nb::bytes(reinterpret_cast<const char*>(change.key.bytes.data()), change.key.bytes.size()),
+                                        change.tier, change.stored));
+            }
+            return out;
+          },
+          nb::sig("def take_changes(self) -> list[tuple[bytes, Tier, bool]]"),
+          "(key, tier, stored) of each chunk that came into a tier, or (stored false) left it, since the last call, in order. At "
+          "most a million\n"
+          "are kept. clear() is not told, and drops what is pending.")
+      .def(
+          "latencies",
+          [](const StoreObject& self) {
+            return latencies_dict(without_gil(self, [](TieredStore& native) { return native.latencies(); }));
+          },
+          nb::sig("def latencies(self) -> dict[str, list[tuple[int, float]]]"),
+          "Since open: promotion, read, verify, write_wait, write -> for each bucket of latency_bounds_s, and the one beyond the "
+          "last,\n"
+          "how many durations fell into it and their sum in seconds.")
+      .def_prop_ro_static(
+          "latency_bounds_s", [](nb::handle) { return latency_bounds(); },
+          nb::sig("def latency_bounds_s(self, /) -> tuple[float, ...]"),
+          "Inclusive upper bounds of the buckets of latencies(), in seconds.");
 }
 
 }  // namespace

@@ -143,6 +143,9 @@ void init_write_lease(nb::module_& module) {
           nb::arg("index"), nb::arg("rank") = 0,
           "Says that this process filled the rank's part of slot `index`. Workers' copiers say so themselves.")
       .def(
+          "set_priority", [](WriteLeaseObject& self, Priority priority) { self.lease.set_priority(priority); }, nb::arg("priority"),
+          "Of all its chunks. Before commit().")
+      .def(
           "commit", [](WriteLeaseObject& self) { return self.lease.commit(); },
           "Publishes every slot whose parts are all filled, drops the others, returns how many were published. The lease is empty "
           "afterwards.")
@@ -182,6 +185,10 @@ void init_read_lease(nb::module_& module) {
 }  // namespace
 
 void init_store_leases(nb::module_& module) {
+  nb::enum_<Priority>(module, "Priority", nb::is_arithmetic(), "What becomes of a request's chunks where not all can be had.")
+      .value("LOW", Priority::kLow, "Leave host memory first, until another uses them; to NVMe only when used or stored again.")
+      .value("NORMAL", Priority::kNormal)
+      .value("HIGH", Priority::kHigh, "Written to NVMe also while writes are dear; promoted first.");
   init_write_lease(module);
   init_read_lease(module);
   module.def(

@@ -33,8 +33,8 @@ ANSWER_TOKENS = 16
 # been this undecided between its two best tokens; a wrong KV cache is off by whole units.
 UNDECIDED_LOGPROB_GAP = 0.25
 DURABLE_TIMEOUT_S = 30.0
-DIRTY = "lmcache_native:nvme_dirty_bytes"
-WRITTEN = "lmcache_native:nvme_written_bytes_total"
+DIRTY = "lmcache_native_nvme_dirty_bytes"
+WRITTEN = "lmcache_native_nvme_written_bytes_total"
 
 COLD, ENGINE, HOST, TAIL, RESTART, KILLED = "cold", "engine_hit", "host_hit", "other_question", "nvme_hit", "nvme_hit_after_kill"
 TITLES = {

@@ -6,7 +6,7 @@ import array
 from collections.abc import Callable, Iterator, Sequence
 import enum
 import types
-from typing import Any, Literal, overload
+from typing import Any, Final, Literal, overload
 
 import lmcache_native._types
 
@@ -229,6 +229,19 @@ class SlotLayout:
     def rank_bytes(self) -> int:
         """Bytes of one rank's part; a slot's payload is rank_count times this."""
 
+class Priority(enum.IntEnum):
+    """What becomes of a request's chunks where not all can be had."""
+
+    LOW = 0
+    """
+    Leave host memory first, until another uses them; to NVMe only when used or stored again.
+    """
+
+    NORMAL = 1
+
+    HIGH = 2
+    """Written to NVMe also while writes are dear; promoted first."""
+
 class WriteLease:
     """
     Right to fill slots. As a context manager, or when it is dropped, it aborts unless commit() ran: nothing becomes visible.
@@ -268,6 +281,9 @@ class WriteLease:
         """
         Says that this process filled the rank's part of slot `index`. Workers' copiers say so themselves.
         """
+
+    def set_priority(self, priority: Priority) -> None:
+        """Of all its chunks. Before commit()."""
 
     def commit(self) -> int:
         """
@@ -439,9 +455,9 @@ class Store:
     def reserve_engine_keys(self, namespace: bytes, engine_keys: Sequence[bytes], payload_bytes: int, *, for_worker: bool = False) -> WriteLease:
         """reserve() by the engine's own keys, derived natively (KeyDeriver)."""
 
-    def begin_request(self, namespace: bytes, *, promotion_budget_bytes: int = 0, promotion_deadline_s: float = 0.0, promote: bool = True) -> Request:
+    def begin_request(self, namespace: bytes, *, promotion_budget_bytes: int = 0, promotion_deadline_s: float = 0.0, promote: bool = True, priority: Priority = Priority.NORMAL) -> Request:
         """
-        One engine request's lookups, promotions and pins. 0: the store's budget and deadline. promote false: what is on NVMe alone is a miss.
+        One engine request's lookups, promotions and pins. 0: the store's budget and deadline. promote false: what is on NVMe alone is a miss. priority: whose promotions are read first.
         """
 
     def acquire(self, namespace: bytes, keys: lmcache_native._types.Keys, timeout_s: float = 10.0) -> ReadLease:
@@ -534,6 +550,24 @@ class Store:
 
     def stats(self) -> dict[str, int]:
         """Counters since open and gauges of now, by the names of metrics.hpp."""
+
+    def watch_changes(self) -> None:
+        """From now on take_changes() has something to give."""
+
+    def take_changes(self) -> list[tuple[bytes, Tier, bool]]:
+        """
+        (key, tier, stored) of each chunk that came into a tier, or (stored false) left it, since the last call, in order. At most a million
+        are kept. clear() is not told, and drops what is pending.
+        """
+
+    def latencies(self) -> dict[str, list[tuple[int, float]]]:
+        """
+        Since open: promotion, read, verify, write_wait, write -> for each bucket of latency_bounds_s, and the one beyond the last,
+        how many durations fell into it and their sum in seconds.
+        """
+
+    latency_bounds_s: Final[tuple[float, ...]] = ...
+    """Inclusive upper bounds of the buckets of latencies(), in seconds."""
 
 class ArenaAttachment:
     """

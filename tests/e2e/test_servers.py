@@ -6,8 +6,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import exported
+import per_request
 import prompts
 import pytest
+from event_subscriber import EventSubscriber
 from same_answer import Answer, check_cold, check_own_hit
 from vllm_server import ServerError, VllmServer
 
@@ -27,7 +30,7 @@ def until_clean(running: VllmServer) -> None:
     """Asks for one token at a time (metrics move with the engine's steps) until nothing is waiting to be written."""
     for attempt in range(200):
         ask(running, [100 + attempt, 7, 8], max_tokens=2)
-        if running.metrics().get("lmcache_native:nvme_dirty_bytes", 1.0) == 0.0:
+        if running.metrics().get("lmcache_native_nvme_dirty_bytes", 1.0) == 0.0:
             return
     raise AssertionError("nvme_dirty_bytes never became 0\n" + running.log_tail())
 
@@ -38,11 +41,17 @@ class Life:
     def __init__(self, model: Path, folder: Path) -> None:
         self.directory = folder / "kv"
         self.model = model
+        self.subscriber = EventSubscriber()
         self.server = server(
             model,
             folder / "server.log",
-            {"LMCACHE_NATIVE": "1", "LMCACHE_LOCAL_DISK": f"file://{self.directory}", "LMCACHE_MAX_LOCAL_DISK_SIZE": "1"},
-            ["--kv-offloading-size", "0.5"],
+            {
+                "LMCACHE_NATIVE": "1",
+                "LMCACHE_LOCAL_DISK": f"file://{self.directory}",
+                "LMCACHE_MAX_LOCAL_DISK_SIZE": "1",
+                "LMCACHE_LOG_REQUESTS": "1",
+            },
+            ["--kv-offloading-size", "0.5", *self.subscriber.arguments()],
         )
         self.prompts = [prompts.tokens(model, seed, 900) for seed in (101, 102, 103)]
         self.own: list[Answer] = []
@@ -69,7 +78,35 @@ def test_first_life_host_hit(life: Life) -> None:
         check_own_hit(own, loaded)
         print(check_cold(cold, loaded))
     assert life.server.cached_tokens_by_source()["host"] == HIT_TOKENS * len(life.prompts)
-    assert life.server.metrics()["lmcache_native:hit_chunks_total"] > 0
+    assert life.server.metrics()["lmcache_native_hit_chunks_total"] > 0
+
+
+def test_exported_names_are_those_of_dashboard_and_document(life: Life) -> None:
+    until_clean(life.server)
+    found = exported.scrape(life.server)
+    assert exported.problems(found) == []
+    assert exported.lmcache_names(found)[0] == set()  # nobody asked for them
+    asked = found.value("lmcache_native_prompt_tokens_total")
+    engine = found.value("lmcache_native_engine_hit_tokens_total")
+    assert found.value("lmcache_native_hit_tokens_total", tier="host") == 3 * HIT_TOKENS
+    assert found.value("lmcache_native_miss_tokens_total", tier="host") == asked - engine - 3 * HIT_TOKENS
+    assert found.value("lmcache_native_scatter_bytes_total") == found.value("vllm:kv_offload_load_bytes_total") > 0
+    assert found.value("lmcache_native_gather_bytes_total") == found.value("vllm:kv_offload_store_bytes_total") > 0
+    assert found.value("lmcache_native_load_seconds_count") == 3
+    assert found.value("lmcache_native_info", connector="OffloadingConnector") == 1
+
+
+def test_events_reach_a_subscriber(life: Life) -> None:
+    stored = 3 * 7
+    assert life.subscriber.receive_until(lambda so_far: len(so_far.media().get("STORAGE", ())) >= stored)
+    media = life.subscriber.media()
+    assert media["STORAGE"] <= media["CPU"]
+    life.subscriber.close()
+
+
+def test_per_request_controls(life: Life) -> None:
+    asked = [prompts.tokens(life.model, seed, 205) for seed in range(111, 118)]
+    per_request.check_controls(life.server, asked, 128)
 
 
 def test_ordinary_stop_then_nvme(life: Life) -> None:

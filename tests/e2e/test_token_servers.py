@@ -10,8 +10,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import exported
+import per_request
 import prompts
 import pytest
+from event_subscriber import EventSubscriber
 from same_answer import Answer, check_cold, check_own_hit
 from test_quickstart import V1, ask, server
 from test_servers import until_clean
@@ -38,9 +41,12 @@ class Life:
             "max_local_disk_size": 1,
             "remote_url": None,
             "enable_blending": False,
+            "log_requests": True,
+            "enable_kv_events": True,
         }
         config.write_text(json.dumps(settings))
-        self.server = self.started_with([])
+        self.subscriber = EventSubscriber()
+        self.server = self.started_with(self.subscriber.arguments())
         self.prompts = [prompts.tokens(model, seed, LENGTH) for seed in (201, 202, 203)]
         self.cold: list[Answer] = []
         self.own: list[Answer] = []
@@ -50,7 +56,7 @@ class Life:
         return server(
             self.model,
             folder / "server.log",
-            {"LMCACHE_CONFIG_FILE": str(folder / "lmcache.json")},
+            {"LMCACHE_CONFIG_FILE": str(folder / "lmcache.json"), "LMCACHE_NATIVE_COMPAT_METRICS": "1"},
             ["--kv-transfer-config", V1, *args],
         )
 
@@ -60,6 +66,7 @@ def life(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Li
     found = Life(smollm2, tmp_path_factory.mktemp("token_life"))
     yield found
     found.server.kill9()
+    found.subscriber.close()
 
 
 def test_first_life(life: Life) -> None:
@@ -82,7 +89,42 @@ def test_first_life(life: Life) -> None:
             break
     assert metrics["vllm:kv_offload_store_bytes_total"] == loaded_bytes
     assert metrics["vllm:kv_offload_load_bytes_total"] == loaded_bytes
-    assert metrics["lmcache_native:hit_chunks_total"] == 3 * 22
+    assert metrics["lmcache_native_hit_chunks_total"] == 3 * 22
+
+
+def test_exported_names_are_those_of_dashboard_and_document(life: Life) -> None:
+    until_clean(life.server)
+    found = exported.scrape(life.server)
+    assert exported.problems(found) == []
+    filled, documented = exported.lmcache_names(found)
+    assert filled == documented
+    asked = found.value("lmcache_native_prompt_tokens_total")
+    engine = found.value("lmcache_native_engine_hit_tokens_total")
+    assert found.value("lmcache_native_hit_tokens_total", tier="host") == 3 * HIT_TOKENS
+    assert found.value("lmcache_native_hit_tokens_total", tier="nvme") == 0
+    assert found.value("lmcache_native_miss_tokens_total", tier="host") == asked - engine - 3 * HIT_TOKENS
+    assert found.value("lmcache_native_load_seconds_count") == 3
+    assert found.value("lmcache_native_scatter_bytes_total") == found.value("vllm:kv_offload_load_bytes_total")
+    assert found.value("lmcache_native_nvme_write_seconds_count") == found.value("lmcache_native_nvme_written_chunks_total") == 66
+    assert found.value("lmcache_native_info", connector="LMCacheConnectorV1", verify="nvme") == 1
+    assert found.value("lmcache:num_hit_tokens_total") == 3 * HIT_TOKENS
+    assert found.value("lmcache:local_cache_usage") == found.value("lmcache_native_host_used_bytes") > 0
+
+
+def test_events_reach_a_subscriber(life: Life) -> None:
+    stored = 3 * 22
+    assert life.subscriber.receive_until(lambda so_far: len(so_far.media().get("STORAGE", ())) >= stored)
+    media = life.subscriber.media()
+    assert len(media["CPU"]) >= stored
+    assert media["STORAGE"] <= media["CPU"]
+    first = next(event for event in life.subscriber.events if type(event).__name__ == "BlockStored" and event.medium == "STORAGE")
+    assert list(first.token_ids) == life.prompts[0][:CHUNK_TOKENS]
+    assert first.block_size == CHUNK_TOKENS
+
+
+def test_per_request_controls(life: Life) -> None:
+    asked = [prompts.tokens(life.model, seed, 205) for seed in range(211, 218)]
+    per_request.check_controls(life.server, asked, 200)  # 192 would be whole blocks
 
 
 def test_restart_and_kill_9(life: Life) -> None:
@@ -165,7 +207,7 @@ def test_eight_clients_on_a_small_arena(smollm2: Path, tmp_path: Path) -> None:
             assert failures == []
             running.reset_prefix_cache()
         metrics = running.metrics()
-        assert metrics["lmcache_native:evicted_chunks_total"] > 0
+        assert metrics["lmcache_native_evicted_chunks_total"] > 0
         assert metrics["vllm:num_requests_running"] == 0
         assert metrics["vllm:num_requests_waiting"] == 0
 

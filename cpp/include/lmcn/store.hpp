@@ -95,6 +95,19 @@ enum class Presence : std::uint8_t {
 
 enum class Tier : std::uint8_t { kNone = 0, kHost = 1, kNvme = 2 };
 
+/// A chunk came into a tier and can be had from it, or left it.
+struct TierChange {
+  ChunkKey key;
+  Tier tier = Tier::kNone;
+  bool stored = false;  // false: it left
+};
+
+/// What becomes of a request's chunks where not all can be had. Low: they leave host memory before others, oldest first, until
+/// another request uses them, and are written to NVMe only once they were used or stored again. High: they are written to NVMe as
+/// if they had been used, also while writes are dear; the day's limit holds for them too. Promotions wait behind those of a
+/// higher priority.
+enum class Priority : std::uint8_t { kLow = 0, kNormal = 1, kHigh = 2 };
+
 struct PrefixHit {
   std::uint32_t hit = 0;   // leading keys present in any tier
   std::uint32_t host = 0;  // of those, in host memory
@@ -130,6 +143,8 @@ class WriteLease {
   std::byte* payload(std::size_t i) noexcept;
   std::uint64_t payload_bytes() const noexcept { return payload_bytes_; }
   void mark_filled(std::size_t i, std::uint32_t rank = 0) noexcept;
+  /// Of all its chunks. Before commit().
+  void set_priority(Priority priority) noexcept { priority_ = priority; }
 
   /// Publishes every slot whose filling ranks all said ok; the others are dropped (quarantined while a rank's job is still under
   /// way). Returns how many were published. The lease is empty afterwards.
@@ -144,6 +159,7 @@ class WriteLease {
   std::vector<SlotRef> slots_;
   std::vector<std::uint32_t> slot_ids_;
   std::uint64_t payload_bytes_ = 0;
+  Priority priority_ = Priority::kNormal;
 };
 
 /// Right to read slots. Move-only; not thread-safe itself.
@@ -170,6 +186,7 @@ struct RequestOptions {
   std::uint64_t promotion_budget_bytes = 0;         // 0: the store's
   std::chrono::milliseconds promotion_deadline{0};  // 0: the store's
   bool promote = true;                              // false: what is on NVMe alone is a miss, and nobody's refusal
+  Priority priority = Priority::kNormal;
 };
 
 /// One engine request's view: key-by-key lookups with a memo, promotions within a budget, pins. Pins are dropped by end(), the
@@ -257,7 +274,13 @@ class TieredStore {
   /// Empty, or one line: why NVMe is not used (locked by pid N, quarantined after EIO, ...).
   virtual std::string nvme_warning() const = 0;
   virtual std::string io_engine_note() const = 0;
+  /// From now on take_changes() has something to give. What was there before, also what was found on NVMe at open, is not told.
+  virtual void watch_changes() = 0;
+  /// Changes since the last call, in order; at most a million are kept (StoreStats::lost_changes). clear() drops what is pending
+  /// and is not told itself.
+  virtual std::vector<TierChange> take_changes() = 0;
   virtual StoreStats stats() const = 0;
+  virtual StoreLatencies latencies() const = 0;
 };
 
 }  // namespace lmcn

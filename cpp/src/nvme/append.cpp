@@ -57,7 +57,10 @@ Status Log::append(std::byte* image, std::uint64_t bytes, std::uint32_t cookie, 
   }
   seal_slot(image, words_[region].sequence.load(std::memory_order_relaxed), record_sequence);
   submit(io::Op::kWrite, image, bytes, offset_of(region, page),
-         [this, region, index](const io::IoResult& result) { on_written(region, index, result); });
+         [this, region, index, begin = std::chrono::steady_clock::now()](const io::IoResult& result) {
+           write_latency_.add(std::chrono::steady_clock::now() - begin);
+           on_written(region, index, result);
+         });
   return {};
 }
 

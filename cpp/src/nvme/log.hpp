@@ -26,6 +26,7 @@
 #include <string>
 #include <vector>
 
+#include "base/latency.hpp"
 #include "nvme/data_file.hpp"
 #include "nvme/directory.hpp"
 #include "nvme/format.hpp"
@@ -237,7 +238,9 @@ class Log final : public RegionLog {
     std::atomic<std::uint64_t> reclaimed_regions{0};
     std::atomic<std::uint64_t> corrupt_reads{0}, stale_reads{0}, misplaced_reads{0}, syncs{0}, refused_allocations{0},
         failed_reads_in_a_row{0};
+    std::atomic<std::uint64_t> read_bytes{0}, verified_bytes{0};
   } counters_;
+  LatencyRecorder read_latency_, write_latency_, verify_latency_;
   std::uint64_t recovered_from_checkpoint_ = 0, recovered_from_footers_ = 0, recovered_from_walk_ = 0;
 };
 

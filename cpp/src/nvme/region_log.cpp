@@ -221,7 +221,8 @@ void Log::read(Extent extent, std::byte* image, const ChunkKey& key, const Names
   reads_.fetch_add(1, std::memory_order_relaxed);
   submit(io::Op::kRead, image, extent.pages * kPageBytes, offset_of(extent.region, extent.page),
          [this, extent, sequence, image, key, ns = ns != nullptr ? std::optional(*ns) : std::nullopt,
-          done = std::move(done)](const io::IoResult& result) {
+          begin = std::chrono::steady_clock::now(), done = std::move(done)](const io::IoResult& result) {
+           read_latency_.add(std::chrono::steady_clock::now() - begin);
            LMCN_SEQ_POINT("nvme.read_completed");
            reads_.fetch_sub(1, std::memory_order_relaxed);
            done(finish_read(extent, sequence, image, key, ns ? &*ns : nullptr, result));
@@ -238,6 +239,7 @@ Status Log::finish_read(Extent extent, std::uint64_t sequence, const std::byte* 
     return status;
   }
   counters_.failed_reads_in_a_row.store(0, std::memory_order_relaxed);
+  counters_.read_bytes.fetch_add(result.actual, std::memory_order_relaxed);
   if (words_[extent.region].sequence.load(std::memory_order_acquire) != sequence) {
     counters_.stale_reads.fetch_add(1, std::memory_order_relaxed);
     return {Code::kCorruption, "region " + std::to_string(extent.region) + " was reused during the read"};
@@ -254,7 +256,11 @@ Status Log::finish_read(Extent extent, std::uint64_t sequence, const std::byte* 
                                    std::to_string(header.region_sequence) + "), expected key " + key.to_hex() + ", sequence " +
                                    std::to_string(sequence)};
   }
-  if (status.ok() && options_.verify_payload) status = verify_slot(image, result.actual, key, header.ns);
+  if (status.ok() && options_.verify_payload) {
+    const LatencyTimer timer(verify_latency_);
+    status = verify_slot(image, result.actual, key, header.ns);
+    counters_.verified_bytes.fetch_add(result.actual, std::memory_order_relaxed);
+  }
   if (status.ok() && image_bytes(header.payload_bytes) != result.actual) {
     status = Status(Code::kCorruption, "record of " + std::to_string(image_bytes(header.payload_bytes)) +
                                            " bytes in an extent of " + std::to_string(result.actual));
@@ -338,6 +344,11 @@ void LogStats::add(const LogStats& other) noexcept {
   direct_io = direct_io && other.direct_io;
   quarantined = quarantined || other.quarantined;
   reappended_bytes += other.reappended_bytes;
+  read_bytes += other.read_bytes;
+  verified_bytes += other.verified_bytes;
+  read_latency.add(other.read_latency);
+  write_latency.add(other.write_latency);
+  verify_latency.add(other.verify_latency);
   lifetime.records += other.lifetime.records;
   lifetime.first_bytes += other.lifetime.first_bytes;
   lifetime.reappended_bytes += other.lifetime.reappended_bytes;
@@ -373,6 +384,11 @@ LogStats Log::stats() const {
   s.recovered_from_footers = recovered_from_footers_;
   s.recovered_from_walk = recovered_from_walk_;
   s.recovered_records = recovered_from_checkpoint_ + recovered_from_footers_ + recovered_from_walk_;
+  s.read_bytes = counters_.read_bytes.load(std::memory_order_relaxed);
+  s.verified_bytes = counters_.verified_bytes.load(std::memory_order_relaxed);
+  s.read_latency = read_latency_.snapshot();
+  s.write_latency = write_latency_.snapshot();
+  s.verify_latency = verify_latency_.snapshot();
   s.direct_io = data_.direct();
   s.quarantined = quarantined();
   std::lock_guard lock(mutex_);

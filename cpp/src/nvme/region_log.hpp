@@ -22,6 +22,7 @@
 
 #include "index/chunk_index.hpp"
 #include "io/io_engine.hpp"
+#include "lmcn/metrics.hpp"
 #include "lmcn/record_place.hpp"
 #include "lmcn/status.hpp"
 #include "nvme/format.hpp"
@@ -73,9 +74,12 @@ struct LogStats {
   std::uint64_t misplaced_reads = 0;      // a whole record of this life of the region, but of another key or namespace
   std::uint64_t syncs = 0;                // fdatasyncs of the data file that succeeded
   std::uint64_t refused_allocations = 0;  // ENOSPC or the free-space floor: regions are reused instead
-  LifetimeTotals lifetime;                // this process's and those before it, as far as checkpoints told
-  bool direct_io = false;                 // O_DIRECT, else buffered
-  bool quarantined = false;               // after EIO/ENOSPC/read-only: no more I/O, all lookups of this tier are misses
+  std::uint64_t read_bytes = 0;           // of records that the device gave
+  std::uint64_t verified_bytes = 0;       // of those, whose checksums were computed
+  LatencyHistogram read_latency, write_latency, verify_latency;  // a record each; reads and writes: until the device answered
+  LifetimeTotals lifetime;                                       // this process's and those before it, as far as checkpoints told
+  bool direct_io = false;                                        // O_DIRECT, else buffered
+  bool quarantined = false;  // after EIO/ENOSPC/read-only: no more I/O, all lookups of this tier are misses
 
   /// Adds another path's. direct_io holds if it does for both, quarantined if it does for one.
   void add(const LogStats& other) noexcept;

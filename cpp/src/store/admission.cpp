@@ -21,7 +21,7 @@ Result<AdmissionMode> parse_admission_mode(const std::string& name) {
 Admitted Admission::decide(const ChunkKey& key, const Offer& offer) {
   if (offer.day_bytes + offer.bytes > budget_bytes_) return Admitted::kOverBudget;
   const bool dear = offer.device_behind || offer.day_bytes + offer.bytes > budget_bytes_ / kDearOf * kDearAt;
-  const bool all = mode_ == AdmissionMode::kAlways || (mode_ == AdmissionMode::kAuto && !dear);
+  const bool all = !offer.low && (mode_ == AdmissionMode::kAlways || (mode_ == AdmissionMode::kAuto && !dear));
   return all || offer.touched || seen_before(key) ? Admitted::kYes : Admitted::kFirstTouch;
 }
 

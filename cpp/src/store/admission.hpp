@@ -35,6 +35,7 @@ class Admission {
   struct Offer {
     std::uint64_t bytes = 0;
     bool touched = false;         // it was used since it was stored
+    bool low = false;             // only when touched or seen before, in whatever mode
     bool device_behind = false;   // writes wait longer than they should
     std::uint64_t day_bytes = 0;  // written within the last 24 hours, and accepted but not yet written
   };

@@ -29,9 +29,12 @@ void StoreCore::start_check(SlotId id, bool take) {
 
 void StoreCore::run_check(const PromoterJob& check) {
   LMCN_SEQ_POINT("store.before_check");
+  const Clock::time_point begin = Clock::now();
   const std::uint64_t found = checksum64(arena->base() + check.offset + kPageBytes, check.payload_bytes);
+  latency.check.add(Clock::now() - begin);
   {
     std::lock_guard lock(mu);
+    counters.verified_bytes += check.payload_bytes;
     SlotRecord& record = slots[check.slot];
     if (check.kind == PromoterJob::Kind::kTakeChecksum) {
       --checksums_in_flight;

@@ -30,6 +30,7 @@ void StoreCore::mark_dirty(EntryId id, bool again) {
   entry.flags = static_cast<std::uint8_t>(entry.flags | kDirty);
   dirty_queue.push_back({entry.host_slot, record.slot.generation, Clock::now(), again});
   dirty_bytes += record.slot.bytes;
+  ++dirty_chunks;
 }
 
 // mu held. `touched`: used since it was stored, or stored before.
@@ -39,9 +40,11 @@ bool StoreCore::offer_to_nvme(EntryId id, bool touched, bool again) {
   if (on_nvme(entry) || (entry.flags & (kDirty | kWriting)) != 0) return false;
   if (verify_all && !slots[entry.host_slot].has_checksum) return false;  // offered when it has one
   if (entry.extent.valid()) drop_extent(id);                             // on a path that is lost
+  const Priority priority = slots[entry.host_slot].priority;
   const Admission::Offer offer{
       .bytes = slots[entry.host_slot].slot.bytes,
-      .touched = touched,
+      .touched = touched || priority == Priority::kHigh,
+      .low = priority == Priority::kLow,
       .device_behind = !dirty_queue.empty() && Clock::now() - dirty_queue.front().since > kBehind,
       .day_bytes = log->last_day_bytes() + dirty_bytes,
   };
@@ -150,8 +153,9 @@ bool StoreCore::demote_next(std::unique_lock<std::mutex>& lock) {
     if ((entry.flags & kDirty) == 0) continue;
     if (Clock::now() - item.since > options.write_deadline) {
       entry.flags = 0;
-      dirty_bytes -= record.slot.bytes;
+      no_longer_dirty(record);
       ++counters.demotion_drops;
+      ++counters.dropped_late;
       continue;
     }
     entry.flags = kWriting;
@@ -221,16 +225,20 @@ void StoreCore::finish_demotion(const DirtyItem& item, EntryId id, std::uint64_t
     --demotions_in_flight;
     SlotRecord& record = slots[item.slot];  // pinned: still this generation
     const bool current = epoch == clear_epoch;
-    if (current) dirty_bytes -= record.slot.bytes;
+    if (current) no_longer_dirty(record);
     if (!status.ok() && status.code() != Code::kAborted) {
-      ++(status.code() == Code::kResourceExhausted ? counters.demotion_drops : counters.demotion_failures);
+      const bool no_room = status.code() == Code::kResourceExhausted;
+      ++(no_room ? counters.demotion_drops : counters.demotion_failures);
+      if (no_room) ++counters.dropped_no_room;
     }
+    if (status.ok()) latency.write_wait.add(Clock::now() - item.since);
     const bool wanted = current && record.entry == id;
     if (wanted) {
       Entry& entry = index.entry(id);
       entry.flags = 0;
       if (status.ok()) {
         entry.extent = extent;
+        note_change(entry.key, Tier::kNvme, true);
         entry.hits = 0;
         ++counters.demoted_chunks;
         counters.demoted_bytes += record.slot.bytes;

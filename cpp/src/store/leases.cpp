@@ -22,6 +22,7 @@ WriteLease& WriteLease::operator=(WriteLease&& other) noexcept {
   slots_ = std::exchange(other.slots_, {});
   slot_ids_ = std::exchange(other.slot_ids_, {});
   payload_bytes_ = std::exchange(other.payload_bytes_, 0);
+  priority_ = other.priority_;
   return *this;
 }
 
@@ -92,6 +93,9 @@ std::uint32_t StoreCore::end_write(WriteLease& lease, bool publish) {
         entry.host = HostState::kReady;
         entry.hits = 0;
         policy->insert(entry_id);
+        record.priority = lease.priority_;
+        if (record.priority == Priority::kLow) low_slots.push_back({id, record.slot.generation});
+        note_change(entry.key, Tier::kHost, true);
         if (verify_all) {
           start_check(id, true);  // which offers it to NVMe
         } else {

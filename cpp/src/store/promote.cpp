@@ -8,7 +8,7 @@
 
 namespace lmcn {
 
-SlotId StoreCore::start_promotion(EntryId id, const std::optional<NamespaceId>& ns) {
+SlotId StoreCore::start_promotion(EntryId id, const std::optional<NamespaceId>& ns, Priority priority) {
   const Extent extent = index.entry(id).extent;
   const SlotId slot = allocate_slot(std::uint64_t{extent.pages} * kPageBytes, kNoEntry);
   if (slot == kNoSlot) return kNoSlot;
@@ -18,7 +18,10 @@ SlotId StoreCore::start_promotion(EntryId id, const std::optional<NamespaceId>& 
   Entry& entry = index.entry(id);
   entry.host = HostState::kPromoting;
   entry.host_slot = slot;
-  promote_queue.push_back({PromoterJob::Kind::kRead, slot, record.slot.offset, record.slot.generation, 0, extent, entry.key, ns});
+  const auto place = std::upper_bound(promote_queue.begin(), promote_queue.end(), priority,
+                                      [](Priority mine, const PromoterJob& other) { return mine > other.priority; });
+  promote_queue.insert(place, {PromoterJob::Kind::kRead, slot, record.slot.offset, record.slot.generation, 0, extent, entry.key, ns,
+                               Clock::now(), priority});
   ++promotions_in_flight;
   changed();
   return slot;
@@ -63,6 +66,7 @@ void StoreCore::promoter_loop(std::stop_token stop) {
 
 void StoreCore::finish_promotion(const PromoterJob& promotion, const Status& status) {
   if (status.ok()) adopt_slot(arena->base() + promotion.offset, promotion.generation, parts());
+  latency.promotion.add(Clock::now() - promotion.since);
   {
     std::lock_guard lock(mu);
     --promotions_in_flight;
@@ -71,6 +75,7 @@ void StoreCore::finish_promotion(const PromoterJob& promotion, const Status& sta
     if (id != kNoEntry && status.ok()) {
       index.entry(id).host = HostState::kReady;
       policy->insert(id);
+      note_change(promotion.key, Tier::kHost, true);
       ++counters.promoted_chunks;
       counters.promoted_bytes += record.slot.bytes;
       if (verify_all) start_check(promotion.slot, true);

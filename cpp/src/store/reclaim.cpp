@@ -75,6 +75,7 @@ void StoreCore::on_reclaim(std::uint32_t region, std::span<const std::uint32_t> 
   for (const EntryId id : cookies) {
     if (!index.live(id) || index.entry(id).extent.region != region) continue;
     index.entry(id).extent = Extent{};  // the region dies: nothing to forget in the log
+    note_change(index.entry(id).key, Tier::kNvme, false);
     ++counters.reclaimed_chunks;
   }
   for (const EntryId id : kept) {

@@ -22,6 +22,7 @@ RequestImpl::RequestImpl(StoreCore& core, const NamespaceId& ns, const RequestOp
     : core_(core),
       deriver_(ns),
       promote_(options.promote),
+      priority_(options.priority),
       budget_bytes_(options.promotion_budget_bytes != 0 ? options.promotion_budget_bytes : core.promotion_budget_bytes),
       deadline_(options.promotion_deadline.count() != 0 ? options.promotion_deadline : core.options.promotion_deadline),
       last_lookup_ns_(coarse_now_ns()) {
@@ -159,7 +160,7 @@ Presence RequestImpl::look(Item& item) {
       if (item.pinned != kNoSlot) {
         item.epoch = core_.pin_epoch.load(std::memory_order_relaxed);
       } else if (!take_pin(item, entry.host_slot, false) && core_.verify_all) {
-        return refuse(item);
+        return refuse(item, core_.counters.refused_pin_limit);
       }
       return check_passed(item) ? Presence::kHit : Presence::kRetry;
     case HostState::kFilling:
@@ -167,7 +168,7 @@ Presence RequestImpl::look(Item& item) {
     case HostState::kPromoting:
       if (item.refused) return Presence::kMiss;
       if (!item.promoting) {
-        if (!take_pin(item, entry.host_slot, true)) return refuse(item);
+        if (!take_pin(item, entry.host_slot, true)) return refuse(item, refusal(core_.slots[entry.host_slot].slot.bytes));
       } else if (Clock::now() > item.deadline) {
         ++core_.counters.promotion_timeouts;
         drop_pin(item);
@@ -181,9 +182,9 @@ Presence RequestImpl::look(Item& item) {
   }
   if (item.refused || !promote_ || !core_.log || !core_.on_nvme(entry)) return Presence::kMiss;
   const std::uint64_t bytes = core_.allocator->class_bytes(std::uint64_t{entry.extent.pages} * kPageBytes);
-  if (!may_pin(bytes, true)) return refuse(item);
-  const SlotId slot = core_.start_promotion(id, deriver_.ns());
-  if (slot == kNoSlot || !take_pin(item, slot, true)) return refuse(item);
+  if (!may_pin(bytes, true)) return refuse(item, refusal(bytes));
+  const SlotId slot = core_.start_promotion(id, deriver_.ns(), priority_);
+  if (slot == kNoSlot || !take_pin(item, slot, true)) return refuse(item, core_.counters.refused_no_slot);
   return Presence::kRetry;
 }
 
@@ -198,8 +199,9 @@ bool RequestImpl::check_passed(Item& item) {
   return record.checks_done >= item.check;
 }
 
-Presence RequestImpl::refuse(Item& item) {
+Presence RequestImpl::refuse(Item& item, std::uint64_t& reason) {
   ++core_.counters.promotion_refusals;
+  ++reason;
   item.refused = true;
   return Presence::kMiss;
 }
@@ -209,6 +211,11 @@ Presence RequestImpl::refuse(Item& item) {
 bool RequestImpl::may_pin(std::uint64_t bytes, bool promotion) const noexcept {
   if (promotion && promoted_bytes_ + bytes > budget_bytes_) return false;
   return core_.request_pinned_bytes + bytes <= core_.request_pin_limit_bytes;
+}
+
+std::uint64_t& RequestImpl::refusal(std::uint64_t bytes) const noexcept {
+  StoreStats& counters = core_.counters;
+  return promoted_bytes_ + bytes > budget_bytes_ ? counters.refused_request_budget : counters.refused_pin_limit;
 }
 
 bool RequestImpl::take_pin(Item& item, SlotId slot, bool promotion) {
@@ -302,6 +309,7 @@ Result<ReadLease> RequestImpl::acquire(std::span<const ChunkKey> keys, bool for_
     SlotRecord& record = core_.slots[entry.host_slot];
     ++record.pins;
     if (for_worker) ++record.loads_issued;
+    record.priority = std::max(record.priority, priority_);
     StoreCore::count_hit(entry);
     writes_behind |= core_.offer_to_nvme(id, true);
     core_.policy->access(id);

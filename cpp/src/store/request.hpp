@@ -63,11 +63,13 @@ class RequestImpl final : public Request {
   bool take_pin(Item& item, SlotId slot, bool promotion);
   void drop_pin(Item& item);
   void drop_all_pins();
-  Presence refuse(Item& item);
+  Presence refuse(Item& item, std::uint64_t& reason);          // reason: the counter of it
+  std::uint64_t& refusal(std::uint64_t bytes) const noexcept;  // why may_pin(bytes, true) is false
 
   StoreCore& core_;
   KeyDeriver deriver_;
   const bool promote_;
+  const Priority priority_;
   const std::uint64_t budget_bytes_;
   const std::chrono::milliseconds deadline_;
   std::vector<Item> items_;

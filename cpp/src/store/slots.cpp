@@ -51,6 +51,7 @@ SlotId StoreCore::allocate_slot(std::uint64_t bytes, EntryId entry) {
 // Busy chunks that a scan passed over go to the end of the order, so that pins that grew cold cannot wall off the rest.
 bool StoreCore::evict_one(std::uint64_t bytes) {
   const std::uint64_t wanted = allocator->class_bytes(bytes);
+  if (evict_low(wanted)) return true;
   std::vector<EntryId> passed;
   const auto idle = [&](EntryId id) {
     if (!busy(slots[index.entry(id).host_slot])) return true;
@@ -67,22 +68,48 @@ bool StoreCore::evict_one(std::uint64_t bytes) {
     if (!victim) victim = policy->victim(idle, kVictimScan);
     for (const EntryId id : passed) policy->postpone(id);
     if (!victim) continue;
-    ++counters.evicted_chunks;
-    drop_host_copy(*victim);
-    changed();
+    evict(*victim);
     return true;
   }
   return false;
+}
+
+// Of the oldest, the first that nobody holds.
+bool StoreCore::evict_low(std::uint64_t class_bytes) {
+  for (std::size_t scanned = std::min<std::size_t>(low_slots.size(), kVictimScan); scanned > 0; --scanned) {
+    const LowSlot low = low_slots.front();
+    low_slots.pop_front();
+    SlotRecord& record = slots[low.slot];
+    if (!record.in_use || record.slot.generation != low.generation || record.entry == kNoEntry) continue;
+    if (record.priority != Priority::kLow) continue;  // another request used it
+    if (record.slot.bytes == class_bytes && !busy(record)) {
+      evict(record.entry);
+      return true;
+    }
+    low_slots.push_back(low);
+  }
+  return false;
+}
+
+void StoreCore::evict(EntryId id) {
+  ++counters.evicted_chunks;
+  counters.evicted_bytes += slots[index.entry(id).host_slot].slot.bytes;
+  drop_host_copy(id);
+  changed();
 }
 
 void StoreCore::drop_host_copy(EntryId id) {
   Entry& entry = index.entry(id);
   const SlotId slot = entry.host_slot;
   if (slot == kNoSlot) return;
-  if (entry.host == HostState::kReady) policy->remove(id);
+  if (entry.host == HostState::kReady) {
+    policy->remove(id);
+    note_change(entry.key, Tier::kHost, false);
+  }
   if ((entry.flags & kDirty) != 0) {
-    dirty_bytes -= slots[slot].slot.bytes;
+    no_longer_dirty(slots[slot]);
     ++counters.demotion_drops;
+    ++counters.dropped_evicted;
   }
   entry.flags = 0;
   entry.host = HostState::kNone;
@@ -97,6 +124,7 @@ void StoreCore::drop_extent(EntryId id) {
   if (entry.extent.valid()) {
     log->forget(entry.extent);
     entry.extent = Extent{};
+    note_change(entry.key, Tier::kNvme, false);
     log_changed = true;
   }
   erase_if_nowhere(id);

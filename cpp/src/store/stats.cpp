@@ -1,8 +1,14 @@
 #include <bit>
+#include <utility>
 
 #include "store/store_core.hpp"
 
 namespace lmcn {
+namespace {
+
+constexpr std::size_t kMostChanges = 1'000'000;
+
+}  // namespace
 
 bool StoreCore::nvme_ready() const noexcept {
   return log != nullptr && !inherited() && !log->quarantined();
@@ -50,6 +56,9 @@ StoreStats StoreCore::stats() const {
   s.nvme_day_bytes = log ? log->last_day_bytes() : 0;
   s.nvme_day_limit_bytes = log ? daily_bytes : 0;
   s.nvme_dirty_bytes = dirty_bytes;
+  s.nvme_dirty_chunks = dirty_chunks;
+  s.demotions_in_flight = demotions_in_flight;
+  s.checks_in_flight = checks_in_flight;
   s.promotions_in_flight = promotions_in_flight;
   s.requests = requests.size();
   s.attached_ranks = rendezvous ? rendezvous->attached_ranks() : 0;
@@ -57,9 +66,46 @@ StoreStats StoreCore::stats() const {
   s.stale_reads = log_stats.stale_reads;
   s.misplaced_reads = log_stats.misplaced_reads;
   s.read_errors = log_stats.read_errors;
+  s.nvme_read_bytes = log_stats.read_bytes;
+  s.verified_bytes += log_stats.verified_bytes;  // what check.cpp computed is there already
   s.write_errors += log_stats.write_errors;
   s.lookups = lookups.load(std::memory_order_relaxed);
   return s;
+}
+
+void StoreCore::watch_changes() {
+  if (inherited()) return;
+  std::lock_guard lock(mu);
+  watching = true;
+}
+
+void StoreCore::add_change(const ChunkKey& key, Tier tier, bool stored) {
+  if (changes.size() < kMostChanges) {
+    changes.push_back({key, tier, stored});
+  } else {
+    ++counters.lost_changes;
+  }
+}
+
+std::vector<TierChange> StoreCore::take_changes() {
+  if (inherited()) return {};
+  std::lock_guard lock(mu);
+  return std::exchange(changes, {});
+}
+
+StoreLatencies StoreCore::latencies() const {
+  if (inherited()) return {};
+  StoreLatencies all;
+  if (log) {
+    const nvme::LogStats of_log = log->stats();
+    all.read = of_log.read_latency;
+    all.write = of_log.write_latency;
+    all.verify = of_log.verify_latency;
+  }
+  all.verify.add(latency.check.snapshot());
+  all.promotion = latency.promotion.snapshot();
+  all.write_wait = latency.write_wait.snapshot();
+  return all;
 }
 
 }  // namespace lmcn

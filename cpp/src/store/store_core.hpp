@@ -26,6 +26,7 @@
 
 #include "attach/rendezvous.hpp"
 #include "base/fork_guard.hpp"
+#include "base/latency.hpp"
 #include "index/chunk_index.hpp"
 #include "index/eviction_policy.hpp"
 #include "io/io_engine.hpp"
@@ -52,6 +53,7 @@ struct SlotRecord {
   bool in_use = false;
   bool worker_fill = false;  // handed to workers to fill, outcome not yet seen
   bool quarantined = false;  // waits for worker words; listed in StoreCore::quarantine
+  Priority priority = Priority::kNormal;
   // verify=all (check.cpp)
   std::uint64_t checksum = 0;  // of the payload as it was published
   bool has_checksum = false;
@@ -102,6 +104,8 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   bool busy(SlotRecord& record) const;
   SlotId allocate_slot(std::uint64_t bytes, EntryId entry);
   bool evict_one(std::uint64_t bytes);
+  bool evict_low(std::uint64_t class_bytes);
+  void evict(EntryId id);
   void drop_host_copy(EntryId id);  // the entry lets go of its slot (freed or orphaned); entry may be erased
   void drop_extent(EntryId id);     // the entry lets go of its record; entry may be erased
   void erase_if_nowhere(EntryId id);
@@ -122,9 +126,11 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
     Extent extent;
     ChunkKey key;
     std::optional<NamespaceId> ns;  // none: whichever the record has
+    Clock::time_point since = Clock::now();
+    Priority priority = Priority::kNormal;
   };
   /// mu held. Slot allocated, entry kPromoting, queued; kNoSlot when nothing can be evicted.
-  SlotId start_promotion(EntryId id, const std::optional<NamespaceId>& ns);
+  SlotId start_promotion(EntryId id, const std::optional<NamespaceId>& ns, Priority priority = Priority::kNormal);
   void promoter_loop(std::stop_token stop);
   void finish_promotion(const PromoterJob& promotion, const Status& status);
 
@@ -159,6 +165,10 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   void clear_log(std::unique_lock<std::mutex>& lock);
   bool demote_next(std::unique_lock<std::mutex>& lock);
   void drop_corrupt(const DirtyItem& item, EntryId id);  // mu held
+  void no_longer_dirty(const SlotRecord& record) {       // mu held
+    dirty_bytes -= record.slot.bytes;
+    --dirty_chunks;
+  }
   bool put_back(std::unique_lock<std::mutex>& lock, const DirtyItem& item, EntryId id, std::uint64_t epoch, const Status& why);
   void finish_demotion(const DirtyItem& item, EntryId id, std::uint64_t epoch, const Status& status, Extent extent);
   Status flush(std::chrono::milliseconds deadline) override;
@@ -173,7 +183,14 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   bool nvme_ready() const noexcept override;
   std::string nvme_warning() const override;
   std::string io_engine_note() const override;
+  void watch_changes() override;
+  std::vector<TierChange> take_changes() override;
+  void note_change(const ChunkKey& key, Tier tier, bool stored) {  // mu held
+    if (watching) add_change(key, tier, stored);
+  }
+  void add_change(const ChunkKey& key, Tier tier, bool stored);
   StoreStats stats() const override;
+  StoreLatencies latencies() const override;
 
   const StoreOptions options;
   const std::uint64_t forks_at_open = fork_guard::forks();
@@ -203,6 +220,13 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   std::deque<SlotRecord> slots;          // deque: references stay valid
   std::vector<SlotId> free_slot_ids;
   std::vector<SlotId> quarantine;
+  struct LowSlot {
+    SlotId slot;
+    std::uint32_t generation;
+  };
+  std::deque<LowSlot> low_slots;  // published with Priority::kLow, oldest first; may name slots that are gone
+  bool watching = false;
+  std::vector<TierChange> changes;
   std::vector<RequestImpl*> requests;
   std::uint64_t request_pinned_bytes = 0;
 
@@ -214,7 +238,7 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   std::condition_variable promoted_cv;    // a promotion ended
 
   std::deque<DirtyItem> dirty_queue;
-  std::uint64_t dirty_bytes = 0;  // queued and under way
+  std::uint64_t dirty_bytes = 0, dirty_chunks = 0;  // queued and under way
   std::uint64_t demotions_in_flight = 0;
   bool clear_pending = false;
   struct Evacuation {
@@ -240,6 +264,9 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   std::uint64_t clear_epoch = 0;            // mu held
   mutable std::atomic<std::uint64_t> lookups{0};
   mutable StoreStats counters;  // mu held
+  struct {
+    LatencyRecorder promotion, check, write_wait;
+  } latency;  // what the log does not measure
 
   bool closed = false;
   std::jthread promoter;

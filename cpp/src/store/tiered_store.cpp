@@ -185,6 +185,9 @@ void StoreCore::clear() {
     policy = make_eviction_policy(options.cache_policy, index).value();  // the name was good at open()
     dirty_queue.clear();
     dirty_bytes = 0;
+    dirty_chunks = 0;
+    low_slots.clear();
+    changes.clear();
     for (SlotId id = 0; id < slots.size(); ++id) {
       if (!slots[id].in_use || slots[id].entry == kNoEntry) continue;
       slots[id].entry = kNoEntry;

@@ -336,6 +336,11 @@ PROCESS = (
         flag, "kv_events", connectors=TOKEN,
     ),
     Key(
+        "log_requests", _D, Theme.PROCESS, "flag", False,
+        "A log line for each request: prompt tokens, and how many of them were a hit in which tier. false: at DEBUG only.",
+        flag, "log_requests",
+    ),
+    Key(
         "py_enable_gc", _D, Theme.PROCESS, "flag", True,
         "false turns Python's garbage collector off in the engine's processes.",
         flag, "python_gc", connectors=TOKEN,
@@ -357,6 +362,11 @@ PROCESS = (
         place=Place.ENVIRONMENT,
     ),
     Key(
+        "native_compat_metrics", _D, Theme.PROCESS, "flag", False,
+        "vLLM's /metrics has LMCache's own names (lmcache:...) too, as far as they can be filled: docs/metrics.md.",
+        place=Place.ENVIRONMENT,
+    ),
+    Key(
         "native_ignore_unsupported", _D, Theme.PROCESS, "flag", False,
         "Unsupported keys become one warning instead of an error. Wrong values stay errors.",
         flag, place=Place.ENVIRONMENT,
@@ -367,12 +377,24 @@ REQUEST = (
     Key(
         "lmcache.skip_save", _D, Theme.REQUEST, "flag", False,
         "This request is not stored.",
-        connectors=TOKEN, place=Place.REQUEST,
+        place=Place.REQUEST,
     ),
     Key(
-        "lmcache.tag.*", _D, Theme.REQUEST, "text", None,
-        "Part of the key: a request hits only chunks of requests with the same tags.",
-        connectors=TOKEN, place=Place.REQUEST,
+        "lmcache.tag.*", _D, Theme.REQUEST, "text or number", None,
+        "Part of the key: a request hits only chunks of requests with the same tags. The engine's own prefix cache knows no tags.",
+        place=Place.REQUEST,
+    ),
+    Key(
+        "lmcache.priority", _D, Theme.REQUEST, "low, normal or high", "normal",
+        "Of the chunks that the request stores, and of its promotions. low: they leave host memory before others, until another "
+        "request uses them, and are written to NVMe only once they were used or stored again. high: they are written to NVMe also "
+        "while writes are dear, within the day's limit. Promotions wait behind those of a higher priority.",
+        place=Place.REQUEST,
+    ),
+    Key(
+        "lmcache.report", _D, Theme.REQUEST, "flag", False,
+        "The response's kv_transfer_params say how many prompt tokens were a hit in which tier.",
+        place=Place.REQUEST,
     ),
 )
 

@@ -87,6 +87,7 @@ class NativeConfig:
     numa_auto: bool = False  # the nodes of the engine's GPUs
     hugetlb: bool = False
     python_gc: bool = True
+    log_requests: bool = False  # a line for each request at INFO, else at DEBUG
     instance_id: str | None = None
     use_gds: str = "auto"  # whether workers read NVMe by GPUDirect Storage: auto (where it is faster), on, off
     gds_buffer_bytes: int = 256 << 20  # device memory that records are read into

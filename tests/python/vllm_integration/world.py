@@ -107,8 +107,10 @@ class World:
         self._jobs = itertools.count()
         self._requests = itertools.count()
 
-    def request(self, *, lora: Any = None, tiers: TierFilter = TierFilter.ALL) -> ReqContext:
-        context = ReqContext(req_id=f"r{next(self._requests)}", load_tier_filter=tiers)
+    def request(
+        self, *, lora: Any = None, tiers: TierFilter = TierFilter.ALL, parameters: dict[str, Any] | None = None
+    ) -> ReqContext:
+        context = ReqContext(req_id=f"r{next(self._requests)}", load_tier_filter=tiers, kv_transfer_params=parameters)
         self.manager.announce_adapter(lora)
         self.manager.on_new_request(context)
         return context

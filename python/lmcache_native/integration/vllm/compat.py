@@ -6,12 +6,13 @@ names it, instead of an ImportError from somewhere deep.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lmcache_native.errors import Unsupported
+from lmcache_native.errors import InvalidArgument, Unsupported
 from lmcache_native.logging import get_logger
 
 logger = get_logger(__name__)
@@ -24,6 +25,7 @@ _CONNECTOR = "vllm.distributed.kv_transfer.kv_connector.v1"
 _INTERFACES = {
     "AllBlocksCleared": ("vllm.distributed.kv_events", "AllBlocksCleared"),
     "AttentionLayerBase": ("vllm.model_executor.layers.attention_layer_base", "AttentionLayerBase"),
+    "BlockRemoved": ("vllm.distributed.kv_events", "BlockRemoved"),
     "BlockStored": ("vllm.distributed.kv_events", "BlockStored"),
     "CacheHitSource": ("vllm.v1.metrics.cache_hit_source", "CacheHitSource"),
     "ChunkedLocalAttentionSpec": ("vllm.v1.kv_cache_interface", "ChunkedLocalAttentionSpec"),
@@ -33,6 +35,7 @@ _INTERFACES = {
     "get_layers_from_vllm_config": ("vllm.config", "get_layers_from_vllm_config"),
     "GPULoadStoreSpec": ("vllm.v1.kv_offload.base", "GPULoadStoreSpec"),
     "group_kernel_blocks": ("vllm.v1.kv_cache_interface", "group_kernel_blocks"),
+    "InputProcessor": ("vllm.v1.engine.input_processor", "InputProcessor"),
     "KVConnectorBase_V1": (f"{_CONNECTOR}.base", "KVConnectorBase_V1"),
     "KVConnectorFactory": ("vllm.distributed.kv_transfer.kv_connector.factory", "KVConnectorFactory"),
     "KVConnectorHandshakeMetadata": (f"{_CONNECTOR}.base", "KVConnectorHandshakeMetadata"),
@@ -48,6 +51,8 @@ _INTERFACES = {
     "OffloadingConnectorStats": (f"{_CONNECTOR}.offloading.metrics", "OffloadingConnectorStats"),
     "OffloadingCounterMetadata": ("vllm.v1.kv_offload.base", "OffloadingCounterMetadata"),
     "OffloadingGaugeMetadata": ("vllm.v1.kv_offload.base", "OffloadingGaugeMetadata"),
+    "OffloadingHistogramMetadata": ("vllm.v1.kv_offload.base", "OffloadingHistogramMetadata"),
+    "OffloadingEvent": ("vllm.v1.kv_offload.base", "OffloadingEvent"),
     "OffloadingManager": ("vllm.v1.kv_offload.base", "OffloadingManager"),
     "OffloadingSpec": ("vllm.v1.kv_offload.base", "OffloadingSpec"),
     "OffloadingSpecFactory": ("vllm.v1.kv_offload.factory", "OffloadingSpecFactory"),
@@ -64,6 +69,7 @@ _INTERFACES = {
     "TransferResult": ("vllm.v1.kv_offload.base", "TransferResult"),
     "UniformTypeKVCacheSpecs": ("vllm.v1.kv_cache_interface", "UniformTypeKVCacheSpecs"),
     "VllmConfig": ("vllm.config", "VllmConfig"),
+    "VLLMValidationError": ("vllm.exceptions", "VLLMValidationError"),
 }
 
 
@@ -153,6 +159,27 @@ def after_transfer_config(hook: Callable[[Any], None]) -> None:
         hook(self)
 
     config_class._post_init_kv_transfer_config = _post_init_kv_transfer_config
+
+
+def before_requests(check: Callable[[Any, Any], None]) -> None:
+    """Calls check(vllm_config, kv_transfer_params) in the front end, for each request that has some. Its InvalidArgument becomes
+    vLLM's own error of a wrong request: HTTP 400, or an exception of LLM.generate."""
+    processor = __getattr__("InputProcessor")
+    process_inputs = getattr(processor, "process_inputs", None)
+    if process_inputs is None:
+        raise Unsupported(f"vLLM {vllm_version()} has no InputProcessor.process_inputs")
+
+    @functools.wraps(process_inputs)
+    def checking(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        parameters = (getattr(params, "extra_args", None) or {}).get("kv_transfer_params")
+        if parameters:
+            try:
+                check(self.vllm_config, parameters)
+            except InvalidArgument as error:
+                raise __getattr__("VLLMValidationError")(str(error), parameter="kv_transfer_params") from error
+        return process_inputs(self, request_id, prompt, params, *args, **kwargs)
+
+    processor.process_inputs = checking
 
 
 # ---- facts about a running engine -----------------------------------------------------------------------------------------

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import inspect
 import os
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from lmcache_native.config import check_machine, resolve
-from lmcache_native.integration.vllm import compat, layout, namespace, spec, support
+from lmcache_native.integration.vllm import compat, layout, namespace, spec, stats, support
 from lmcache_native.integration.vllm.manager import ChunkGroup, NativeOffloadingManager
 from lmcache_native.integration.vllm.opening import StoreOpening
 from lmcache_native.integration.vllm.replicated import is_replicated
@@ -26,6 +27,7 @@ class NativeWorkerMetadata(compat.OffloadingWorkerMetadata):  # type: ignore[mis
 
     failed_loads: set[int] = field(default_factory=set)
     not_started: list[NotStarted] = field(default_factory=list)
+    copies: list[tuple[str, int, float]] = field(default_factory=list)  # load or store, bytes, seconds; of each rank
 
     def aggregate(self, other: Any) -> NativeWorkerMetadata:
         merged = super().aggregate(other)
@@ -34,7 +36,14 @@ class NativeWorkerMetadata(compat.OffloadingWorkerMetadata):  # type: ignore[mis
             merged.transfer_stats,
             self.failed_loads | getattr(other, "failed_loads", set()),
             self.not_started + getattr(other, "not_started", []),
+            self.copies + getattr(other, "copies", []),
         )
+
+
+@dataclass(slots=True)
+class _Asked:
+    computed_tokens: int = 0
+    since_s: float | None = None  # time.monotonic(): it was told to ask again
 
 
 def _asked_by_a_connector() -> bool:
@@ -76,6 +85,7 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
         self._backends: list[str] = []
         self._load_jobs: dict[str, int] = {}  # by request
         self._failed_jobs: set[int] = set()
+        self._asked: dict[str, _Asked] = {}  # requests that vLLM asked about and has not scheduled
         super().__init__(vllm_config, role, kv_cache_config)
         self._replicated = is_replicated(vllm_config, kv_cache_config)
         if self.connector_worker is not None:
@@ -157,7 +167,11 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
         if meta is None:
             return None
         return NativeWorkerMetadata(
-            meta.completed_jobs, meta.transfer_stats, self._worker.take_failed_serials(), self._worker.take_not_started()
+            meta.completed_jobs,
+            meta.transfer_stats,
+            self._worker.take_failed_serials(),
+            self._worker.take_not_started(),
+            self._worker.take_copies(),
         )
 
     # ---- scheduler ----------------------------------------------------------------------------------------------------
@@ -179,14 +193,22 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
         )
         description = namespace.describe(self._vllm_config, self._config, agreed, self._groups, scheme)
         store = self._opening.open(agreed.rank_bytes, replicated=agreed.replicated)
-        groups = [ChunkGroup(of.rank_bytes * parts, windowed) for of, windowed in zip(agreed.groups, self._windowed, strict=True)]
-        self._manager.open(store, description, groups)
-        chunks = [
-            f"{config.tokens_per_chunk} tokens, {group.payload_bytes} bytes"
-            for config, group in zip(scheduler_config.kv_group_configs, groups, strict=True)
+        groups = [
+            ChunkGroup(of.rank_bytes * parts, windowed, config.tokens_per_chunk)
+            for of, windowed, config in zip(agreed.groups, self._windowed, scheduler_config.kv_group_configs, strict=True)
         ]
+        events = self._vllm_config.kv_events_config
+        self._manager.open(
+            store,
+            description,
+            groups,
+            events=events is not None and events.enable_kv_cache_events,
+            log_requests=self._config.log_requests,
+            stats=stats.StatsReporter(self._vllm_config.kv_transfer_config.kv_connector, self._config.verify),
+        )
         several = f"{len(groups)} KV cache groups, " if len(groups) > 1 else ""
-        text = several + "chunk " + " + ".join(dict.fromkeys(chunks)) + layout.copies_text(agreed, world)
+        chunks = dict.fromkeys(f"{group.chunk_tokens} tokens, {group.payload_bytes} bytes" for group in groups)
+        text = several + "chunk " + " + ".join(chunks) + layout.copies_text(agreed, world)
         self._opening.log_start(store, "--kv-offloading-size", text)
         logger.info("namespace %s", self._manager.namespace_hex)
         logger.debug("namespace is of:\n%s", namespace.canonical_text(description))
@@ -195,15 +217,59 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
         self._manager.announce_adapter(request.lora_request)
         super().on_new_request(request)
 
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+        begin_s = time.monotonic()
+        tokens, asynchronous = super().get_num_new_matched_tokens(request, num_computed_tokens)
+        asked = self._asked.setdefault(request.request_id, _Asked())
+        asked.computed_tokens = num_computed_tokens
+        if tokens is None:
+            asked.since_s = begin_s if asked.since_s is None else asked.since_s
+        elif asked.since_s is not None:
+            self._manager.noted.answered_late(time.monotonic() - asked.since_s, vllm_too=False)
+            asked.since_s = None
+        return tokens, asynchronous
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+        asked = self._asked.pop(request.request_id, None)
+        status = self.connector_scheduler._req_status.get(request.request_id)
+        if asked is None or status is None:
+            return
+        sources = self.get_external_cache_hit_sources(request, num_external_tokens) if num_external_tokens else {}
+        nvme = sources.get(compat.CacheHitSource.DISK, 0)
+        prompt = request.num_tokens
+        context = status.req_context
+        self._manager.admitted(request.request_id, prompt, asked.computed_tokens, num_external_tokens, nvme, context)
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        return self._with_report(request, *super().request_finished(request, block_ids))
+
+    def request_finished_all_groups(self, request: Any, block_ids: tuple[list[int], ...]) -> tuple[bool, dict[str, Any] | None]:
+        return self._with_report(request, *super().request_finished_all_groups(request, block_ids))
+
+    def _with_report(self, request: Any, delayed: bool, parameters: dict[str, Any] | None) -> tuple[bool, dict[str, Any] | None]:
+        self._asked.pop(request.request_id, None)
+        status = self.connector_scheduler._req_status.get(request.request_id)
+        report = self._manager.response(status.req_context) if status is not None else None
+        return delayed, parameters if report is None else {**(parameters or {}), **report}
+
     def update_connector_output(self, connector_output: Any) -> None:
         meta = connector_output.kv_connector_worker_meta
         if isinstance(meta, NativeWorkerMetadata):
             self._manager.loads_failed(meta.failed_loads)
             self._manager.not_started(meta.not_started)
+            for kind, size_bytes, seconds in meta.copies:
+                self._manager.noted.copied(kind, size_bytes, seconds)
         super().update_connector_output(connector_output)
 
     @classmethod
-    def build_prom_metrics(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> Any:
+        return stats.NativeStats() if data is None else stats.NativeStats(data=data)
+
+    @classmethod
+    def build_prom_metrics(
+        cls, vllm_config: Any, metric_types: Any, labelnames: list[str], per_engine_labelvalues: dict[int, list[object]]
+    ) -> Any:
         """In the front end, whose configuration no connector has touched."""
         vllm_config.kv_transfer_config.kv_connector_extra_config["spec_name"] = spec.NAME
-        return super().build_prom_metrics(vllm_config, *args, **kwargs)
+        return stats.prom_metrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)

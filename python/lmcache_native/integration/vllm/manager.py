@@ -7,17 +7,19 @@ say that their copies have ended.
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmcache_native import ReadLease, Request, Store, WriteLease
-from lmcache_native.errors import LmcacheNativeError, NotFound, ResourceExhausted, Unavailable
+from lmcache_native import KeyDeriver, ReadLease, Request, Store, Tier, WriteLease
+from lmcache_native.errors import InvalidArgument, LmcacheNativeError, NotFound, ResourceExhausted, Unavailable
 from lmcache_native.integration.vllm import compat
 from lmcache_native.integration.vllm.namespace import Namespaces, RequestNamespace
 from lmcache_native.integration.vllm.slots import SlotLoadStoreSpec
-from lmcache_native.integration.vllm.stats import StatsReporter
+from lmcache_native.integration.vllm.stats import Admission, StatsReporter, log_admission
+from lmcache_native.integration.vllm.token_keys import RequestSettings, request_settings, tagged
 from lmcache_native.integration.vllm.worker import NotStarted
 from lmcache_native.logging import get_logger
 
@@ -38,15 +40,19 @@ class ChunkGroup:
 
     payload_bytes: int  # one chunk, all parts
     windowed: bool  # the engine looks from the end for a window's chunks, instead of from the start for all
+    chunk_tokens: int = 0
 
 
 class _RequestState:
     """What the manager knows of one request; lives in vLLM's ReqContext."""
 
-    __slots__ = ("budget_bytes", "finished", "load", "lookup", "namespace", "request", "stores")
+    __slots__ = ("admission", "begun_s", "budget_bytes", "finished", "load", "lookup", "namespace", "request", "settings", "stores")
 
-    def __init__(self, namespace: RequestNamespace | None, budget_bytes: int) -> None:
+    def __init__(self, namespace: RequestNamespace | None, budget_bytes: int, settings: RequestSettings) -> None:
         self.namespace = namespace  # None: served without the cache
+        self.settings = settings
+        self.admission: Admission | None = None
+        self.begun_s: dict[ReadLease | WriteLease | None, float] = {}  # time.monotonic(), of what is under way
         self.budget_bytes = budget_bytes
         self.request: Request | None = None
         self.lookup: Callable[[bytes], int] = _always_miss
@@ -58,7 +64,7 @@ class _RequestState:
         """None: nothing may be loaded or published."""
         if self.namespace is not None and not self.namespace.holds():
             self.namespace = None
-        return None if self.namespace is None else self.namespace.id
+        return None if self.namespace is None else tagged(self.namespace.id, self.settings.tags)
 
     def end_request(self) -> None:
         if self.request is not None:
@@ -75,6 +81,7 @@ class _RequestState:
         for lease in set(self.stores.values()):
             lease.abort()
         self.stores.clear()
+        self.begun_s.clear()
 
     @property
     def idle(self) -> bool:
@@ -95,14 +102,33 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         self._loads: dict[int, _RequestState] = {}
         self._serial = 0
         self._stats = StatsReporter()
+        self.noted = self._stats.noted
+        self._log_requests = False
+        self._engine_keys: dict[bytes, bytes] | None = None  # chunk key -> vLLM's, of chunks in any tier; None: no events
         self._closed = False
         # By the int that Request.source returns.
         sources = compat.CacheHitSource
         self._sources = (sources.EXTERNAL_UNSPECIFIED, sources.HOST, sources.DISK)
 
-    def open(self, store: Store, description: dict[str, str], groups: Sequence[ChunkGroup]) -> None:
-        """The handshake told what the store needs. `description`: the namespace. `groups`: in vLLM's order."""
+    def open(
+        self,
+        store: Store,
+        description: dict[str, str],
+        groups: Sequence[ChunkGroup],
+        *,
+        events: bool = False,
+        log_requests: bool = False,
+        stats: StatsReporter | None = None,
+    ) -> None:
+        """The handshake told what the store needs. `description`: the namespace. `groups`: in vLLM's order. `events`: whether
+        somebody takes them."""
         self._store = store
+        self._log_requests = log_requests
+        if stats is not None:
+            self._stats, self.noted = stats, stats.noted
+        if events:
+            self._engine_keys = {}
+            store.watch_changes()
         self._namespaces = Namespaces(description)
         self._groups = tuple(groups)
         results = compat.LookupResult
@@ -134,11 +160,36 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
     def on_new_request(self, req_context: Any) -> Any:
         lora, self._announced = self._announced, None
         nvme = req_context.load_tier_filter.allows(compat.Medium.STORAGE, compat.Locality.LOCAL)
-        state = _RequestState(self._namespaces.of(lora), 0 if nvme else 1)  # no chunk fits in a budget of one byte
+        namespace = self._namespaces.of(lora)
+        settings = RequestSettings()
+        try:
+            settings = request_settings(req_context.kv_transfer_params)
+        except InvalidArgument as error:
+            logger.warning("request %s is served without the cache: %s", req_context.req_id, error)
+            self.noted.without_cache("parameters")
+            namespace = None
+        else:
+            if namespace is None:
+                self.noted.without_cache("adapter")
+        state = _RequestState(namespace, 0 if nvme else 1, settings)  # no chunk fits in a budget of one byte
         state.lookup = self._first_lookup(state)
         req_context.set_state(state)
         self._states.add(state)
         return compat.RequestOffloadingContext()
+
+    def admitted(self, request_id: str, prompt: int, engine: int, external: int, nvme: int, req_context: Any) -> None:
+        """vLLM scheduled the request, and counted on these tokens. Only the first time counts."""
+        state: _RequestState | None = req_context.get_state(_RequestState)
+        if state is None or state.namespace is None or state.admission is not None:
+            return
+        state.admission = Admission(prompt, engine, external - nvme, nvme)
+        self.noted.admitted(state.admission)
+        log_admission(request_id, state.admission, show=self._log_requests)
+
+    def response(self, req_context: Any) -> dict[str, Any] | None:
+        """What the response says of the request, when it asked for that."""
+        state: _RequestState | None = req_context.get_state(_RequestState)
+        return state.admission.response() if state is not None and state.settings.report and state.admission is not None else None
 
     def on_request_finished(self, req_context: Any) -> None:
         state: _RequestState = req_context.get_state(_RequestState)
@@ -156,7 +207,9 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
             if namespace is None:
                 state.lookup = _always_miss
                 return _MISS
-            state.request = self.store.begin_request(namespace, promotion_budget_bytes=state.budget_bytes)
+            state.request = self.store.begin_request(
+                namespace, promotion_budget_bytes=state.budget_bytes, priority=state.settings.priority
+            )
             state.lookup = state.request.lookup
             return state.lookup(key)
 
@@ -177,6 +230,7 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         state: _RequestState = req_context.get_state(_RequestState)
         self._serial += 1
         self._loads[self._serial] = state
+        state.begun_s[None] = time.monotonic()
         try:
             if state.request is None:
                 raise NotFound(f"request {req_context.req_id} looked nothing up")
@@ -198,7 +252,11 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
             serial, lease = state.load
             lease.release()
             state.load = None
-            self._loads.pop(serial, None)
+            failed = self._loads.pop(serial, None) is None  # loads_failed() came first
+        else:
+            failed = True
+        if (begun_s := state.begun_s.pop(None, None)) is not None:
+            self.noted.load_ended(self._tokens_of(keys), time.monotonic() - begun_s, failed=failed)
         self._forget_if_idle(state)
 
     def loads_failed(self, serials: Iterable[int]) -> None:
@@ -221,6 +279,8 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         namespace = state.usable_namespace()
         if namespace is None:
             return compat.PrepareStoreOutput(keys_to_store=[], store_spec=SlotLoadStoreSpec.unleased(0), evicted_keys=[])
+        if state.settings.skip_save:
+            return compat.PrepareStoreOutput(keys_to_store=[], store_spec=SlotLoadStoreSpec.unleased(0), evicted_keys=[])
         offered: list[list[bytes]] = [[] for _ in self._groups]
         for key in keys:
             offered[self._numbers[key[-_GROUP_BYTES:]]].append(key)
@@ -236,25 +296,45 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
                     return None  # vLLM offers the chunks again in its next step
                 break  # the leading ones, as within a group
             reserved = [of_group[position] for position in lease.positions]
+            lease.set_priority(state.settings.priority)
+            state.begun_s[lease] = time.monotonic()
             state.stores.update(dict.fromkeys(reserved, lease))
             to_store += reserved
             offsets += lease.slot_offsets()
             generations += lease.generations()
             chunks[number] = len(reserved)
         self._serial += 1
+        if self._engine_keys is not None:
+            deriver = KeyDeriver(namespace)
+            self._engine_keys.update((deriver.derive(key), key) for key in to_store)
         spec = SlotLoadStoreSpec(self._serial, offsets, generations, tuple(chunks))
         return compat.PrepareStoreOutput(keys_to_store=to_store, store_spec=spec, evicted_keys=[])
 
     def complete_store(self, keys: Collection[bytes], req_context: Any, success: bool = True) -> None:
         """The ranks' words in the slots decide what is published, not `success` alone."""
         state: _RequestState = req_context.get_state(_RequestState)
-        leases = {lease for key in keys if (lease := state.stores.pop(key, None)) is not None}
-        for lease in leases:
+        groups = {lease: key[-_GROUP_BYTES:] for key in keys if (lease := state.stores.pop(key, None)) is not None}
+        tokens, begun_s, failed = 0, time.monotonic(), False
+        for lease, suffix in groups.items():
+            offered, published = len(lease), 0
             if success and state.usable_namespace() is not None:
-                lease.commit()
+                published = lease.commit()
             else:
                 lease.abort()
+            tokens = max(tokens, published * self._groups[self._numbers[suffix]].chunk_tokens)
+            begun_s = min(begun_s, state.begun_s.pop(lease, begun_s))
+            failed |= published < offered
+        if groups:
+            self.noted.store_ended(tokens, time.monotonic() - begun_s, failed=failed)
         self._forget_if_idle(state)
+
+    def _tokens_of(self, keys: Collection[bytes]) -> int:
+        """Of the group that has most: groups hold KV of the same tokens."""
+        found = [0] * len(self._groups)
+        for key in keys:
+            number = self._numbers[key[-_GROUP_BYTES:]]
+            found[number] += self._groups[number].chunk_tokens
+        return max(found, default=0)
 
     # ---- the rest -----------------------------------------------------------------------------------------------------
 
@@ -266,13 +346,35 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
             state.namespace = None
         self._states = {state for state in self._states if not state.finished}
         self._loads.clear()
+        if self._engine_keys is not None:
+            self._engine_keys.clear()
         if self._store is not None:
             self._store.clear()
+
+    def take_events(self) -> Iterable[Any]:
+        """vLLM's OffloadingEvents, in order. What an earlier process left on NVMe has none: its engine keys are not known."""
+        if self._engine_keys is None or self._store is None:
+            return []
+        events: list[Any] = []
+        for key, tier, stored in self._store.take_changes():
+            engine_key = self._engine_keys.get(key)
+            if engine_key is None:
+                continue
+            medium = compat.Medium.CPU if tier == Tier.HOST else compat.Medium.STORAGE
+            last = events[-1] if events else None
+            if last is None or last.medium != medium or last.removed == stored:
+                last = compat.OffloadingEvent(keys=[], medium=medium, removed=not stored, removal_expected=True)
+                events.append(last)
+            last.keys.append(engine_key)
+            if not stored and self._store.lookup([key]).hit == 0:
+                del self._engine_keys[key]
+        return events
 
     def get_stats(self) -> Any:
         if self._store is None or not self._stats.due():
             return None
-        return self._stats.report(self._store)
+        stores = len({lease for state in self._states for lease in state.stores.values()})
+        return self._stats.report(self._store, len(self._loads), stores)
 
     def shutdown(self) -> None:
         for state in self._states:

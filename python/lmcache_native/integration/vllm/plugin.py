@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lmcache_native.config import Profile, check_machine, parse_flag, resolve
@@ -60,6 +60,10 @@ def _replace(*, offloading: bool, lmcache: bool) -> None:
     _served.update(wanted, [NATIVE])
     if new:
         compat.after_transfer_config(_early)
+        try:
+            compat.before_requests(_check_request)
+        except Unsupported as error:
+            logger.debug("requests are checked in the engine only: %s", error)
 
 
 def _lmcache_installed() -> bool:
@@ -100,13 +104,25 @@ def _version() -> str:
         return "(unknown version)"
 
 
+def _ours(transfer: Any) -> bool:
+    if transfer is None:
+        return False
+    module = transfer.kv_connector_module_path
+    return module == PACKAGE or (module is None and transfer.kv_connector in _served)
+
+
+def _check_request(vllm_config: Any, parameters: Any) -> None:
+    """In the front end: a wrong value is the client's error, not a request that is served without the cache."""
+    if _ours(vllm_config.kv_transfer_config) and isinstance(parameters, Mapping):
+        from lmcache_native.integration.vllm.token_keys import request_settings
+
+        request_settings(parameters)
+
+
 def _early(vllm_config: Any) -> None:
     """Where the configuration is first whole, in the front end: wrong values fail here, before anything is started."""
     transfer = vllm_config.kv_transfer_config
-    if transfer is None:
-        return
-    module = transfer.kv_connector_module_path
-    if module != PACKAGE and (module is not None or transfer.kv_connector not in _served):
+    if not _ours(transfer):
         return
     from lmcache_native.integration.vllm import compat
 

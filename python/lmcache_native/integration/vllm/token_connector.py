@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from lmcache_native.config import GIB, NativeConfig, Profile, check_machine, resolve
-from lmcache_native.integration.vllm import compat, gds, layout, namespace, pages, spec, support
+from lmcache_native.integration.vllm import compat, gds, layout, namespace, pages, spec, stats, support
 from lmcache_native.integration.vllm.opening import StoreOpening
 from lmcache_native.integration.vllm.replicated import is_replicated
 from lmcache_native.integration.vllm.token_scheduler import TokenScheduler
@@ -170,6 +170,7 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
             partial_chunks=not agreed.opaque,
             direct_loads=len(readers) == world,
             forget_blocks=self._forget_blocks,
+            connector_name=self._vllm_config.kv_transfer_config.kv_connector,
         )
         pages_text = f"blocks of {block_tokens} tokens " + ("as opaque pages" if agreed.opaque else "addressed by token")
         self._opening.log_start(
@@ -209,8 +210,7 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
         return self.scheduler.busy
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
-        self.scheduler.request_finished(request)
-        return False, None
+        return False, self.scheduler.request_finished(request)
 
     def request_finished_all_groups(self, request: Any, block_ids: tuple[list[int], ...]) -> tuple[bool, dict[str, Any] | None]:
         return self.request_finished(request, block_ids[0])
@@ -227,13 +227,15 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> Any:
-        return compat.OffloadingConnectorStats() if data is None else compat.OffloadingConnectorStats(data=data)
+        return stats.NativeStats() if data is None else stats.NativeStats(data=data)
 
     @classmethod
-    def build_prom_metrics(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+    def build_prom_metrics(
+        cls, vllm_config: Any, metric_types: Any, labelnames: list[str], per_engine_labelvalues: dict[int, list[object]]
+    ) -> Any:
         """In the front end, whose configuration no connector has touched. vLLM takes the metrics' definitions from a spec."""
         vllm_config.kv_transfer_config.kv_connector_extra_config["spec_name"] = spec.NAME
-        return compat.OffloadPromMetrics(vllm_config, *args, **kwargs)
+        return stats.prom_metrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
 
 def configuration(vllm_config: Any, *, warn: bool = False) -> NativeConfig:

@@ -4,33 +4,67 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmcache_native import ChunkHasher, ChunkKeys
+from lmcache_native import ChunkHasher, ChunkKeys, Priority
 from lmcache_native.config import EXTRA_PREFIX, parse_flag
 from lmcache_native.errors import InvalidArgument
 
 TAG_PREFIX = EXTRA_PREFIX + "tag."
 SKIP_SAVE = EXTRA_PREFIX + "skip_save"
+PRIORITY = EXTRA_PREFIX + "priority"
+REPORT = EXTRA_PREFIX + "report"
+
+PRIORITIES = {"low": Priority.LOW, "normal": Priority.NORMAL, "high": Priority.HIGH}
 
 
 @dataclass(frozen=True, slots=True)
 class RequestSettings:
     skip_save: bool = False
     tags: tuple[tuple[str, str], ...] = ()  # sorted; part of the key
+    priority: Priority = Priority.NORMAL
+    report: bool = False  # what was hit where is in the response
 
 
 def request_settings(parameters: Mapping[str, Any] | None) -> RequestSettings:
     """From a request's kv_transfer_params. Names that are not ours belong to others. InvalidArgument for a wrong value."""
     if not parameters:
         return RequestSettings()
-    skip_save = parse_flag(parameters.get(SKIP_SAVE, False))
-    if skip_save is None:
-        raise InvalidArgument(f"{SKIP_SAVE}={parameters[SKIP_SAVE]!r} (kv_transfer_params): must be true or false")
-    tags = sorted((name.removeprefix(TAG_PREFIX), str(value)) for name, value in parameters.items() if name.startswith(TAG_PREFIX))
-    return RequestSettings(skip_save, tuple(tags))
+    priority = parameters.get(PRIORITY, "normal")
+    if not isinstance(priority, str) or priority.lower() not in PRIORITIES:
+        raise _wrong(PRIORITY, priority, "low, normal or high")
+    return RequestSettings(
+        _flag(parameters, SKIP_SAVE), tuple(sorted(_tags(parameters))), PRIORITIES[priority.lower()], _flag(parameters, REPORT)
+    )
+
+
+def _tags(parameters: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in parameters.items():
+        if not name.startswith(TAG_PREFIX):
+            continue
+        if not isinstance(value, str | int | float):
+            raise _wrong(name, value, "text or a number")
+        yield name.removeprefix(TAG_PREFIX), str(value)
+
+
+def _flag(parameters: Mapping[str, Any], name: str) -> bool:
+    flag = parse_flag(parameters.get(name, False))
+    if flag is None:
+        raise _wrong(name, parameters[name], "true or false")
+    return flag
+
+
+def _wrong(name: str, value: object, right: str) -> InvalidArgument:
+    return InvalidArgument(f"{name}={value!r} (kv_transfer_params): must be {right}")
+
+
+def tagged(namespace: bytes, tags: tuple[tuple[str, str], ...]) -> bytes:
+    """The namespace of a request with these tags, for keys that an engine made without them."""
+    if not tags:
+        return namespace
+    return hashlib.sha256(b"tags\0" + namespace + json.dumps(tags, separators=(",", ":")).encode()).digest()
 
 
 class TokenKeys:

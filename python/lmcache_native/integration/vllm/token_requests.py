@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from lmcache_native import ReadLease, Request, WriteLease
 from lmcache_native.integration.vllm.namespace import RequestNamespace
-from lmcache_native.integration.vllm.token_keys import TokenKeys
+from lmcache_native.integration.vllm.stats import Admission
+from lmcache_native.integration.vllm.token_keys import RequestSettings, TokenKeys
 from lmcache_native.integration.vllm.transfer import JobReport, TransferJob
 
 
@@ -24,7 +26,10 @@ class RequestState:
     """Lives from vLLM's on_new_request until the request has finished and its last job has ended."""
 
     __slots__ = (
+        "admission",
         "all_saved",
+        "asked_since_s",
+        "computed_tokens",
         "finished",
         "jobs",
         "keys",
@@ -38,13 +43,22 @@ class RequestState:
         "reported",
         "request",
         "saved_tokens",
+        "settings",
         "wait_until_s",
     )
 
     def __init__(
-        self, request: Any, namespace: RequestNamespace | None, keys: TokenKeys | None, *, may_load: bool, may_save: bool
+        self,
+        request: Any,
+        namespace: RequestNamespace | None,
+        keys: TokenKeys | None,
+        *,
+        may_load: bool,
+        may_save: bool,
+        settings: RequestSettings = RequestSettings(),  # noqa: B008 (immutable)
     ) -> None:
         self.request = request
+        self.settings = settings
         self.namespace = namespace
         self.keys = keys  # None: this request is not cached at all
         self.may_load = may_load and keys is not None
@@ -53,6 +67,9 @@ class RequestState:
         self.match: Match | None = None
         self.prefetched_bytes = 0
         self.wait_until_s: float | None = None  # time.monotonic(): what is still being promoted then is a miss
+        self.asked_since_s: float | None = None  # time.monotonic(): it was told to ask again
+        self.computed_tokens = 0  # that the engine had itself, when it asked last
+        self.admission: Admission | None = None  # when it was first scheduled
         self.reported: tuple[int, int] | None = None  # (hit, load) tokens of the last log line
         self.saved_tokens = 0  # leading ones that were stored, or found stored
         self.all_saved = False  # nothing is left to store, whatever is generated
@@ -90,7 +107,7 @@ class RequestState:
 class Job:
     """A transfer under way. Ends when every rank reported it; its lease may be dropped before."""
 
-    __slots__ = ("keys", "lease", "left", "report", "state", "transfer")
+    __slots__ = ("begun_s", "keys", "lease", "left", "report", "state", "transfer")
 
     def __init__(
         self, state: RequestState, transfer: TransferJob, lease: ReadLease | WriteLease | None, keys: list[bytes], ranks: int
@@ -100,6 +117,7 @@ class Job:
         self.lease = lease
         self.keys = keys  # one per slot
         self.left = ranks
+        self.begun_s = time.monotonic()
         self.report: JobReport | None = None
 
     @property

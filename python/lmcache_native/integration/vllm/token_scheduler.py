@@ -23,8 +23,9 @@ from lmcache_native.config import NativeConfig
 from lmcache_native.errors import InternalError, InvalidArgument, LmcacheNativeError, NotFound, ResourceExhausted
 from lmcache_native.integration.vllm import compat, direct_loads, quickstart_log
 from lmcache_native.integration.vllm.direct_loads import Placed
+from lmcache_native.integration.vllm.kv_events import ChunkEvents
 from lmcache_native.integration.vllm.namespace import Namespaces
-from lmcache_native.integration.vllm.stats import StatsReporter, note_transfer
+from lmcache_native.integration.vllm.stats import Admission, StatsReporter, log_admission
 from lmcache_native.integration.vllm.token_keys import TokenKeys, request_settings
 from lmcache_native.integration.vllm.token_requests import Job, Match, RequestState
 from lmcache_native.integration.vllm.transfer import TokenConnectorMetadata, TokenWorkerMetadata, TransferJob
@@ -48,9 +49,11 @@ class TokenScheduler:
         partial_chunks: bool,
         direct_loads: bool = False,
         forget_blocks: Callable[[], None],
+        connector_name: str = "",
     ) -> None:
         """chunk_bytes: of all ranks. block_tokens: the engine's. partial_chunks: whether pages are addressed by token.
-        direct_loads: the workers read from NVMe themselves. forget_blocks: empties vLLM's prefix cache."""
+        direct_loads: the workers read from NVMe themselves. forget_blocks: empties vLLM's prefix cache. connector_name: for
+        metrics."""
         self._direct_loads = direct_loads and config.retrieve_nvme
         self._forget_blocks = forget_blocks
         self._config = config
@@ -68,9 +71,9 @@ class TokenScheduler:
         self._handed_out: set[int] = set()  # blocks, in this step
         self._new_loads: list[TransferJob] = []
         self._prefetched_bytes = 0
-        self._events: list[Any] = []
-        self._stats = StatsReporter()
-        self._transfers = compat.OffloadingConnectorStats()  # since the last report
+        self._events = ChunkEvents(store, chunk_tokens) if config.kv_events else None
+        self._stats = StatsReporter(connector_name, config.verify)
+        self._noted = self._stats.noted
         self._closed = False
 
     # ---- requests -----------------------------------------------------------------------------------------------------
@@ -86,14 +89,17 @@ class TokenScheduler:
             settings = request_settings(request.kv_transfer_params)
         except InvalidArgument as error:
             logger.warning("request %s is served without the cache: %s", request.request_id, error)
+            self._noted.without_cache("parameters")
             return RequestState(request, None, None, may_load=False, may_save=False)
         namespace = self.namespaces.of(request.lora_request)
         if namespace is None:
+            self._noted.without_cache("adapter")
             return RequestState(request, None, None, may_load=False, may_save=False)
         keys = TokenKeys(namespace.id, self._chunk_tokens, request, settings.tags)
         limit = self._config.priority_limit
         may_save = not (self._config.skip_save or settings.skip_save or (limit is not None and request.priority > limit))
-        return RequestState(request, namespace, keys, may_load=not request.skip_reading_prefix_cache, may_save=may_save)
+        may_load = not request.skip_reading_prefix_cache
+        return RequestState(request, namespace, keys, may_load=may_load, may_save=may_save, settings=settings)
 
     def _prefetch(self, state: RequestState) -> None:
         """Starts to promote what is on NVMe while the request queues; for as many requests as leave most of the arena to others."""
@@ -111,7 +117,10 @@ class TokenScheduler:
         if state.lookup is None:
             assert state.namespace is not None
             state.lookup = self.store.begin_request(
-                state.namespace.id, promotion_budget_bytes=self._config.promotion_budget_bytes, promote=self._promotes
+                state.namespace.id,
+                promotion_budget_bytes=self._config.promotion_budget_bytes,
+                promote=self._promotes,
+                priority=state.settings.priority,
             )
         return state.lookup
 
@@ -123,11 +132,11 @@ class TokenScheduler:
         self._prefetched_bytes -= state.prefetched_bytes
         state.end_lookup()
 
-    def request_finished(self, request: Any) -> None:
-        """Its blocks are about to be freed."""
+    def request_finished(self, request: Any) -> dict[str, Any] | None:
+        """Its blocks are about to be freed. What the response says of it, when the request asked for that."""
         state = self._states.get(request.request_id)
         if state is None:
-            return
+            return None
         self._end_lookup(state)
         self._stop_loading(state)
         state.finished = True
@@ -136,6 +145,7 @@ class TokenScheduler:
                 for block in job.transfer.block_ids:
                     self._pending_blocks.setdefault(block, set()).add(job.transfer.id)
         self._forget_if_idle(state)
+        return state.admission.response() if state.settings.report and state.admission is not None else None
 
     def _forget_if_idle(self, state: RequestState) -> None:
         if state.finished and not state.jobs and self._states.get(state.request_id) is state:
@@ -146,7 +156,23 @@ class TokenScheduler:
     def match(self, request: Any, computed_tokens: int) -> int | None:
         """Tokens beyond `computed_tokens` that can be loaded. None: ask again, something is on its way."""
         state = self._states.get(request.request_id)
-        if state is None or state.keys is None or not state.may_load or not state.usable():
+        if state is None:
+            return 0
+        begin_s = time.monotonic()
+        state.computed_tokens = computed_tokens
+        tokens = self._match(state, computed_tokens)
+        end_s = time.monotonic()
+        self._noted.looked_up(end_s - begin_s)
+        if tokens is None:
+            state.asked_since_s = begin_s if state.asked_since_s is None else state.asked_since_s
+        elif state.asked_since_s is not None:
+            self._noted.answered_late(end_s - state.asked_since_s, vllm_too=True)
+            state.asked_since_s = None
+        return tokens
+
+    def _match(self, state: RequestState, computed_tokens: int) -> int | None:
+        request = state.request
+        if state.keys is None or not state.may_load or not state.usable():
             return 0
         whole = state.keys.whole(request.num_tokens)
         tail = state.keys.tail(request.num_tokens) if self._save_tails else None
@@ -157,7 +183,7 @@ class TokenScheduler:
         hits, following = self._leading_hits(state, whole[first:])
         if following == Presence.MISS and state.prefetched_bytes:
             self._end_lookup(state)  # what was refused when the request arrived may be had now
-            return self.match(request, computed_tokens)
+            return self._match(state, computed_tokens)
         end = (first + hits) * self._chunk_tokens
         if tail is not None and first + hits == len(whole):
             tail_hits, following = self._leading_hits(state, [tail])
@@ -216,6 +242,7 @@ class TokenScheduler:
         state.wait_until_s = None
         if external_tokens == 0:
             self._end_lookup(state)
+            self._note_admission(state, 0)
             return
         match = state.match
         if match is None:
@@ -240,9 +267,20 @@ class TokenScheduler:
         )
         self._add_job(Job(state, transfer, lease, keys, self.store.rank_count))
         self._new_loads.append(transfer)
+        self._note_admission(state, external_tokens)
         if self._config.async_loading:
             state.loading = keys
             self._loading.update(dict.fromkeys(keys, state))
+
+    def _note_admission(self, state: RequestState, external_tokens: int) -> None:
+        """Once a request: not when it comes back from its load, or after a preemption."""
+        if state.admission is not None or state.keys is None:
+            return
+        nvme = self.sources(state.request, external_tokens).get(compat.CacheHitSource.DISK, 0)
+        found = Admission(state.request.num_tokens, state.computed_tokens, external_tokens - nvme, nvme)
+        state.admission = found
+        self._noted.admitted(found)
+        log_admission(state.request_id, found, show=self._config.log_requests)
 
     def _keys_between(self, state: RequestState, first_chunk: int, end: int) -> list[bytes]:
         """Of the chunks from first_chunk on that hold tokens before `end`; the last may be the request's partial one."""
@@ -342,10 +380,12 @@ class TokenScheduler:
         try:
             lease = self.store.reserve(state.namespace.id, offered, self._chunk_bytes, for_worker=True)
         except ResourceExhausted:
+            self._noted.allocation_failed()
             return None  # offered again in the request's next step
         if len(lease) == 0:
             state.saved_tokens = end
             return None
+        lease.set_priority(state.settings.priority)
         quickstart_log.storing(state.request_id, begin, end, decoded=end > request.num_prompt_tokens)
         positions = lease.positions
         first_block = begin // self._block_tokens
@@ -387,7 +427,9 @@ class TokenScheduler:
             self._distrust_engine()
         for job in ended:
             assert job.report is not None
-            note_transfer(self._transfers, "load" if job.is_load else "store", job.report.bytes, job.report.seconds)
+            kind = "load" if job.is_load else "store"
+            self._noted.copied(kind, job.report.bytes, job.report.seconds)
+            self._noted.transferred(kind, job.report.bytes, job.report.seconds)
             self._remove_job(job)
             if job.is_load:
                 self._load_ended(job)
@@ -402,6 +444,7 @@ class TokenScheduler:
             job.lease.release()
         self._end_lookup(state)
         tokens = transfer.end - transfer.begin
+        self._noted.load_ended(tokens, time.monotonic() - job.begun_s, failed=job.report.failed)
         records = transfer.records
         if records is not None:
             direct_loads.forget_bad(self.store, records, job.report.bad_records)
@@ -426,11 +469,18 @@ class TokenScheduler:
         if not job.state.usable():
             job.drop()
             return
+        if self._events is not None:
+            self._note_payloads(self._events, job)
         begin_s = time.perf_counter()
         published = job.lease.commit()
         publish_s = time.perf_counter() - begin_s
+        if self._events is not None and published < slots:
+            for key in job.keys:
+                if self.store.lookup([key]).hit == 0:
+                    self._events.forget(key)
         offered = self._tokens(job)
         tokens = offered if published == slots else published * self._chunk_tokens
+        self._noted.store_ended(tokens, time.monotonic() - job.begun_s, failed=published < slots)
         quickstart_log.stored(
             job.state.request_id,
             tokens,
@@ -440,8 +490,6 @@ class TokenScheduler:
             publish_s,
             decoded=job.transfer.end > job.state.request.num_prompt_tokens,
         )
-        if self._config.kv_events and published:
-            self._note_events(job)
 
     def _tokens(self, job: Job) -> int:
         size = self._chunk_tokens
@@ -492,38 +540,25 @@ class TokenScheduler:
             state.forget()
         self._loading.clear()
         self.store.clear()
-        if self._config.kv_events:
-            self._events.append(compat.AllBlocksCleared())
+        if self._events is not None:
+            self._events.cleared()
 
-    def _note_events(self, job: Job) -> None:
+    def _note_payloads(self, events: ChunkEvents, job: Job) -> None:
         state, size = job.state, self._chunk_tokens
-        lora = state.request.lora_request
         assert state.keys is not None
         for chunk, key in zip(job.transfer.chunks, job.keys, strict=True):
-            if self.store.lookup([key]).hit == 0:
-                continue
             tokens = state.request.all_token_ids[chunk * size : min((chunk + 1) * size, job.transfer.end)]
-            self._events.append(
-                compat.BlockStored(
-                    block_hashes=[key],
-                    parent_block_hash=state.keys.whole(chunk * size)[chunk - 1] if chunk else None,
-                    token_ids=list(tokens),
-                    block_size=size,
-                    lora_id=None if lora is None else lora.lora_int_id,
-                    medium="CPU",
-                    lora_name=None if lora is None else lora.lora_name,
-                )
-            )
+            parent = state.keys.whole(chunk * size)[chunk - 1] if chunk else None
+            events.describe(key, parent, tokens, state.request.lora_request)
 
     def take_events(self) -> Iterable[Any]:
-        events, self._events = self._events, []
-        return events
+        return self._events.take() if self._events is not None and not self._closed else ()
 
     def stats(self) -> Any:
         if self._closed or not self._stats.due():
             return None
-        transfers, self._transfers = self._transfers, compat.OffloadingConnectorStats()
-        return self._stats.report(self.store).aggregate(transfers)
+        loads = sum(job.is_load for job in self._jobs.values())
+        return self._stats.report(self.store, loads, len(self._jobs) - loads)
 
     def shutdown(self) -> None:
         if self._closed:

@@ -81,6 +81,7 @@ class NativeOffloadingWorker(compat.OffloadingWorker, CopierClient):  # type: ig
         self._failed_jobs: set[int] = set()
         self._failed_serials: set[int] = set()
         self._not_started: list[NotStarted] = []
+        self._copies: list[tuple[str, int, float]] = []
 
     def _make_copier(self, arena: ArenaAttachment) -> GroupCopier:
         return GroupCopier(
@@ -151,6 +152,7 @@ class NativeOffloadingWorker(compat.OffloadingWorker, CopierClient):  # type: ig
                 logger.error("%s job %d: %s", "store" if load is None else "load", done.id, done.message)
                 if load is not None:
                     self._note_failure(done.id, load, done.failed_items)
+            self._copies.append(("store" if load is None else "load", done.bytes, done.seconds))
             results.append(
                 compat.TransferResult(job_id=done.id, success=True, transfer_size=done.bytes, transfer_time=max(done.seconds, 1e-9))
             )
@@ -184,6 +186,11 @@ class NativeOffloadingWorker(compat.OffloadingWorker, CopierClient):  # type: ig
         """Jobs that this rank could not start, since the last call."""
         jobs, self._not_started = self._not_started, []
         return jobs
+
+    def take_copies(self) -> list[tuple[str, int, float]]:
+        """(load or store, bytes, seconds) of jobs whose copies ended, since the last call."""
+        copies, self._copies = self._copies, []
+        return copies
 
     def _store_not_started(self, job_id: int, slots: SlotLoadStoreSpec, why: str, level: int) -> None:
         logger.log(level, "store job %d: %s", job_id, why)
