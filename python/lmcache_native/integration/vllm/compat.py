@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import importlib
+import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -98,6 +99,11 @@ def __getattr__(name: str) -> Any:
 
 def vllm_version() -> str:
     return str(importlib.import_module("vllm.version").__version__)
+
+
+def installed_version() -> str | None:
+    """None: there is no vLLM."""
+    return vllm_version() if importlib.util.find_spec("vllm") is not None else None
 
 
 def is_tested(version: str) -> bool:

@@ -48,6 +48,11 @@ def register() -> None:
         if wanted:
             raise
         logger.debug("connector names left as they are: %s", error)
+    except Exception as error:
+        if wanted:
+            raise
+        # A vLLM that nobody foresaw starts as if this package were not there.
+        logger.warning("connector names left as they are: %s: %s", type(error).__name__, error)
 
 
 def _replace(*, offloading: bool, lmcache: bool) -> None:
