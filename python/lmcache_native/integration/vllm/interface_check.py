@@ -72,10 +72,11 @@ def _finding(name: str) -> Finding:
     path = f"{module}.{attribute}"
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        if name in compat.SUBSTITUTES:
+    except Exception as error:  # whatever one module of a strange vLLM raises, the others are looked at
+        gone = isinstance(error, (ModuleNotFoundError, AttributeError))
+        if gone and name in compat.SUBSTITUTES:
             return Finding(name, path, shape.users, NOT_NEEDED)
-        why = str(error) if isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError) else "missing"
+        why = "missing" if gone else f"{type(error).__name__}: {error}"
         return Finding(name, path, shape.users, MISSING, (why,))
     differences = tuple(_differences(found, shape))
     return Finding(name, path, shape.users, DIFFERS if differences else OK, differences)
