@@ -167,7 +167,7 @@ def write(found: dict[str, Any], order: list[str]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    releases = json.loads(RELEASES.read_text(encoding="utf-8"))["vllm"]
+    releases = json.loads(RELEASES.read_text(encoding="utf-8"))
     parser.add_argument("--releases", default=",".join(releases))
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--write", action="store_true")
