@@ -51,6 +51,8 @@ def test_it_is_this_release(release: str) -> None:
 def test_the_command_says_what_can_be_used(release: str) -> None:
     command = [sys.executable, "-m", "lmcache_native.cli", "vllm-check", "--json"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False)
+    if keep := os.environ.get("LMCN_CHECK"):
+        Path(keep).write_text(done.stdout, encoding="utf-8")
     found = json.loads(done.stdout)
     assert found["vllm"] == release
     usable = os.environ["LMCN_EXPECTED"] == "usable"
@@ -64,12 +66,16 @@ def test_who_asks_for_nothing_gets_vllm_as_it_is(tiny: Path, caplog: pytest.LogC
     """vLLM calls our plugin, which says nothing, and generates."""
     from vllm.plugins import load_general_plugins
 
-    with caplog.at_level(logging.INFO, "lmcache_native"):
+    ours = logging.getLogger("lmcache_native")  # does not propagate
+    ours.addHandler(caplog.handler)
+    try:
         load_general_plugins()
         engine = PlainEngine(tiny)
         answer = engine.answer(prompts.tokens(tiny, 1, 100), max_tokens=4)
         assert engine.connector is None
         engine.close()
+    finally:
+        ours.removeHandler(caplog.handler)
     assert len(answer.token_ids) == 4
     assert [record for record in caplog.records if record.name.startswith("lmcache_native")] == []
 
