@@ -1,12 +1,12 @@
 # `make test` and `make demo` are the two commands; each sets up what it needs (Debian 12, root or sudo the first time).
 .DEFAULT_GOAL := help
 STAGE := bash -c 'set -euo pipefail; source tests/env/stages.sh; "$$@"' make
-export DEMO_ARGS BENCH_ARGS CRASH_ARGS FUZZ_ARGS SOAK_ARGS SIM_ARGS
+export DEMO_ARGS BENCH_ARGS COMPAT_ARGS CRASH_ARGS FUZZ_ARGS SOAK_ARGS SIM_ARGS
 FUZZ_SECONDS ?= 600
 export COVERAGE_PERCENT ?= 90
 export CUDA_COVERAGE_PERCENT ?= 95
 
-.PHONY: help test test-quick test-tsan crash fuzz coverage coverage-cuda lint format build wheel bench bench-ttft bench-writes simulate gpu-check demo soak tools clean
+.PHONY: help test test-quick test-tsan crash fuzz coverage coverage-cuda lint format build wheel bench bench-ttft bench-writes compat simulate gpu-check demo soak tools clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -52,6 +52,9 @@ bench-ttft: tools ## time to first token through vLLM, both connectors beside vL
 
 bench-writes: tools ## what NVMe reclaim costs in writes and gains in hits (BENCH_ARGS="--help")
 	@$(STAGE) bench_writes $(BENCH_ARGS)
+
+compat: tools ## this package with older releases of vLLM, fetched from PyPI (COMPAT_ARGS="--releases 0.31.0 --write"; 0.5 GiB each)
+	@$(STAGE) compat $(COMPAT_ARGS)
 
 simulate: tools ## hit rates of the eviction policies on a trace of requests (SIM_ARGS="--help")
 	@$(STAGE) simulate $(SIM_ARGS)

@@ -83,6 +83,7 @@ environments() {
   tests/env/gds.sh
   tests/env/engine.sh
   make_models
+  tests/compat/release.sh 0.29.0
 }
 
 # The same run each time: what fails it is the change. `make fuzz` explores.
@@ -194,7 +195,7 @@ lint() {
   .venv/bin/ruff check . || bad=1
   .venv/bin/ruff format --check --exclude '*.md' . || bad=1
   .venv/bin/mypy --strict python/lmcache_native examples/demo || bad=1
-  shellcheck -x -P SCRIPTDIR .ci/run cmake/*.sh tests/cuda/*.sh tests/env/*.sh tests/fuzz/*.sh || bad=1
+  shellcheck -x -P SCRIPTDIR .ci/run cmake/*.sh tests/compat/*.sh tests/cuda/*.sh tests/env/*.sh tests/fuzz/*.sh || bad=1
   return $bad
 }
 
@@ -256,6 +257,27 @@ with_engine() {
   model=$(tests/env/model.sh smollm2)
   use_engine_site "$engine/bin/python"
   exec "$engine/bin/python" "$1" --model "$model" "${@:2}"
+}
+
+# compat [ARGUMENTS of tests/compat/run.py...]: other releases of vLLM, and the keys of LMCache's.
+compat() {
+  local unpacked lmcache
+  wheel_is_current || { say "compat: building the wheel"; build_wheel; }
+  engine_tests
+  use_engine_site "$ENGINE"
+  lmcache=$("$ENGINE" -c 'import json; print(json.load(open("tests/data/lmcache_keys.json"))["version"])')
+  unpacked=$(mktemp -d)
+  # shellcheck disable=SC2064  # of now
+  trap "rm -rf '$unpacked'" EXIT
+  quietly "$ENGINE" -m pip install --no-cache-dir --no-deps --no-compile --target "$unpacked" "lmcache==$lmcache"
+  "$ENGINE" tests/compat/lmcache_keys.py "$unpacked"
+  "$ENGINE" tests/compat/run.py "$@"
+}
+
+# The oldest release that can be used, briefly.
+compat_ci() {
+  engine_tests
+  "$ENGINE" tests/compat/run.py --short --releases 0.29.0
 }
 
 demo() {

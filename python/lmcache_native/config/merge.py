@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from lmcache_native.config import machine
 from lmcache_native.config.sources import TABLE, Collected, Item, collect, expand
-from lmcache_native.config.table import Key, Kind, Place, Theme, asks_for_nothing, is_default
+from lmcache_native.config.table import FEATURES_PAGE, Key, Kind, Place, Theme, asks_for_nothing, is_default
 from lmcache_native.config.values import GIB, HOST_LOCATION, NVME_LOCATION, NativeConfig, Profile
 from lmcache_native.errors import InvalidArgument, LmcacheNativeError, Unsupported
 from lmcache_native.logging import get_logger
@@ -162,7 +162,7 @@ class _Merging:
             elif key.kind is Kind.ACCEPTED or (key.needs and not self._asked(key.needs)):
                 self.accepted.append(item.given.name)
             elif not key.needs:
-                self._refuse(item, _left_out(key), key.instead, self._parts_of(row))
+                self._refuse(item, _left_out(key), key.instead, self._parts_of(row), see=key.see)
 
     def _judge_other_connectors(self, row: str, item: Item) -> None:
         key = item.key
@@ -183,9 +183,9 @@ class _Merging:
             return bool(self.values[row] == item.key.default)
         return bool(self.values[row] == _FIELD_DEFAULTS[item.key.field])
 
-    def _refuse(self, item: Item, right: str, instead: str, parts: list[str]) -> None:
+    def _refuse(self, item: Item, right: str, instead: str, parts: list[str], *, see: str = "") -> None:
         also = f" (with it: {', '.join(sorted(parts))})" if parts else ""
-        self.unsupported.append(item.given.must_be(f"{right}: {instead}{also}"))
+        self.unsupported.append(item.given.must_be(f"{right}: {instead}{also}{_pointer(see)}"))
 
     def _asked(self, rows: Iterable[str]) -> bool:
         return any(
@@ -334,7 +334,7 @@ class _Merging:
     def _refuse_row(self, row: str, right: str) -> None:
         parts = self._parts_of(row)
         also = f" (with it: {', '.join(sorted(parts))})" if parts else ""
-        self.unsupported.append(self.items[row].given.must_be(right + also))
+        self.unsupported.append(self.items[row].given.must_be(right + also + _pointer(self.items[row].key.see)))
         self.failed.add(row)
 
     def _loading(self) -> None:
@@ -446,6 +446,10 @@ def _left_out(key: Key) -> str:
     if key.default is None or key.default is False or key.default == 0:
         return "left out, it is not supported"
     return f"left out or {key.default}, others are not supported"
+
+
+def _pointer(see: str) -> str:
+    return f"; see {FEATURES_PAGE}#{see}" if see else ""
 
 
 def _listed(problems: list[str]) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from lmcache_native.config.values import Parser, Profile, parse_flag
 
+FEATURES_PAGE = "docs/lmcache-features.md"
+
 BOTH = frozenset(Profile)
 TOKEN = frozenset({Profile.LMCACHE})
 BLOCK = frozenset({Profile.OFFLOADING})
@@ -67,6 +69,7 @@ class Key:
     connectors: frozenset[Profile] = BOTH  # that honour it
     elsewhere: str = ""  # why the other connector may ignore it; empty: it refuses it
     instead: str = ""  # of an unsupported key: what to do
+    see: str = ""  # of an unsupported key: its heading's anchor in FEATURES_PAGE
     needs: tuple[str, ...] = ()  # has a meaning only where one of these is asked for
     place: Place = Place.ANYWHERE
     shown_default: str | Mapping[Profile, str] = ""  # in words, where `default` says it badly or differs from ours

@@ -213,6 +213,65 @@ def test_keys_that_nobody_knows_fail_in_the_front_end(with_plugin: Callable[[str
         engine_config(tiny, kv_transfer_config={**V1, "kv_connector_extra_config": {"chunk_sise": 16}})
 
 
+REFUSED = {  # of LMCache's features, each as its users write it
+    "enable_blending": "blending",
+    "enable_pd": "disaggregated-prefill",
+    "enable_p2p": "p2p-sharing",
+    "enable_controller": "controller",
+}
+
+
+@pytest.mark.parametrize("module", [None, "lmcache_native.integration.vllm"])
+@pytest.mark.parametrize("key", list(REFUSED))
+def test_features_of_lmcache_are_refused_in_the_front_end(
+    with_plugin: Callable[[str | None], None], tiny: Path, module: str | None, key: str
+) -> None:
+    with_plugin(None)
+    transfer = V1 if module is None else {**V1, "kv_connector": plugin.NATIVE, "kv_connector_module_path": module}
+    with pytest.raises(Unsupported) as caught:
+        engine_config(tiny, kv_transfer_config={**transfer, "kv_connector_extra_config": {f"lmcache.{key}": True}})
+    first_line = str(caught.value).splitlines()[0]
+    assert first_line.startswith(f"lmcache.{key}=True (kv_connector_extra_config): must be left out")
+    assert first_line.endswith(f"docs/lmcache-features.md#{REFUSED[key]}")
+
+
+def test_features_of_lmcache_in_a_file_are_refused_in_the_front_end(
+    with_plugin: Callable[[str | None], None], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_plugin(None)
+    file = tmp_path / "lmcache.yaml"
+    file.write_text("chunk_size: 256\nenable_blending: true\nremote_url: redis://host:6379\nremote_serde: cachegen\n")
+    monkeypatch.setenv("LMCACHE_CONFIG_FILE", str(file))
+    for changes in ({"kv_transfer_config": V1}, {"kv_offloading_backend": "lmcache", "kv_offloading_size": 0.25}):
+        with pytest.raises(Unsupported) as caught:
+            engine_config(tiny, **changes)
+        message = str(caught.value)
+        assert message.startswith("2 problems in the configuration:")
+        assert f"enable_blending=True ({file})" in message
+        assert "(with it: remote_serde); see docs/lmcache-features.md#remote-stores" in message
+    monkeypatch.setenv("LMCACHE_NATIVE_IGNORE_UNSUPPORTED", "1")
+    engine_config(tiny, kv_transfer_config=V1)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("another vLLM"), AttributeError("no such thing")])
+def test_a_vllm_that_nobody_foresaw_starts_unless_we_are_asked_for(
+    with_plugin: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    lines: list[str] = []
+
+    def check() -> None:
+        raise error
+
+    monkeypatch.setattr(plugin.logger, "warning", lambda text, *args: lines.append(text % args))
+    monkeypatch.setattr("lmcache_native.integration.vllm.compat.check_registries", check)
+    registry = dict(KVConnectorFactory._registry)
+    with_plugin(None)
+    assert lines == [f"connector names left as they are: {type(error).__name__}: {error}"]
+    with pytest.raises(type(error)):
+        with_plugin("1")
+    assert KVConnectorFactory._registry == registry
+
+
 def test_number_of_engines_is_passed_on_unless_given(with_plugin: Callable[[str | None], None], tiny: Path) -> None:
     with_plugin(None)
 

@@ -216,13 +216,13 @@ def test_another_version_is_one_warning(monkeypatch: pytest.MonkeyPatch, version
 
 
 def test_missing_interface_is_one_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(compat._INTERFACES, "Gone", ("vllm.v1.kv_offload.base", "OffloadingGizmo"))
+    monkeypatch.setitem(compat.INTERFACES, "Gone", ("vllm.v1.kv_offload.base", "OffloadingGizmo"))
     with pytest.raises(Unsupported, match=r"has no vllm\.v1\.kv_offload\.base\.OffloadingGizmo"):
         compat.__getattr__("Gone")
 
 
 def test_every_interface_we_name_is_there() -> None:
-    for name in compat._INTERFACES:
+    for name in compat.INTERFACES:
         assert compat.__getattr__(name) is not None
 
 

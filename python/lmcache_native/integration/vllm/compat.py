@@ -1,4 +1,4 @@
-"""The only place that names vLLM's moving parts. Tested with vLLM 0.32.
+"""The only place that names vLLM's moving parts; shapes.py says how they must look, interface_check.py compares.
 
 Each interface is looked up when first used: `from .compat import OffloadingConnector`. A missing one is one typed error that
 names it, instead of an ImportError from somewhere deep.
@@ -6,8 +6,10 @@ names it, instead of an ImportError from somewhere deep.
 
 from __future__ import annotations
 
+import enum
 import functools
 import importlib
+import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,12 +19,13 @@ from lmcache_native.logging import get_logger
 
 logger = get_logger(__name__)
 
-TESTED_VERSION = "0.32"
+# Releases with which both connectors were run (docs/compatibility.md), oldest first.
+TESTED_VERSIONS = ("0.29", "0.30", "0.31", "0.32")
 
 _CONNECTOR = "vllm.distributed.kv_transfer.kv_connector.v1"
 
 # name here -> (module, attribute)
-_INTERFACES = {
+INTERFACES = {
     "AllBlocksCleared": ("vllm.distributed.kv_events", "AllBlocksCleared"),
     "AttentionLayerBase": ("vllm.model_executor.layers.attention_layer_base", "AttentionLayerBase"),
     "BlockRemoved": ("vllm.distributed.kv_events", "BlockRemoved"),
@@ -73,16 +76,31 @@ _INTERFACES = {
 }
 
 
+class CacheHitSource(enum.IntEnum):
+    """What a vLLM before 0.32, which never asks where a hit came from, is given in place of its own."""
+
+    EXTERNAL_UNSPECIFIED = 0
+    HOST = 1
+    DISK = 2
+
+
+# Interfaces of later vLLMs that an earlier one does not miss.
+SUBSTITUTES: dict[str, Any] = {"CacheHitSource": CacheHitSource}
+del CacheHitSource  # so that the name leads to vLLM's own where it has one
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _INTERFACES:
+    if name not in INTERFACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _INTERFACES[name]
+    module, attribute = INTERFACES[name]
     try:
         value = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise Unsupported(
-            f"vLLM {vllm_version()} has no {module}.{attribute} (lmcache-native was tested with {TESTED_VERSION}.x): {error}"
-        ) from error
+        if name not in SUBSTITUTES:
+            raise Unsupported(
+                f"vLLM {vllm_version()} has no {module}.{attribute} (lmcache-native was tested with {tested_text()}): {error}"
+            ) from error
+        value = SUBSTITUTES[name]
     globals()[name] = value
     return value
 
@@ -91,11 +109,24 @@ def vllm_version() -> str:
     return str(importlib.import_module("vllm.version").__version__)
 
 
+def installed_version() -> str | None:
+    """None: there is no vLLM."""
+    return vllm_version() if importlib.util.find_spec("vllm") is not None else None
+
+
+def is_tested(version: str) -> bool:
+    return any(version == tested or version.startswith(tested + ".") for tested in TESTED_VERSIONS)
+
+
+def tested_text() -> str:
+    return ", ".join(f"{version}.x" for version in TESTED_VERSIONS)
+
+
 def warn_if_untested(log: logging.Logger = logger) -> None:
     """Exactly one warning per engine: call it where the scheduler's connector is made."""
     version = vllm_version()
-    if version != TESTED_VERSION and not version.startswith(TESTED_VERSION + "."):
-        log.warning("vLLM %s: lmcache-native was tested with %s.x only", version, TESTED_VERSION)
+    if not is_tested(version):
+        log.warning("vLLM %s: lmcache-native was tested with %s only", version, tested_text())
 
 
 # ---- registries ---------------------------------------------------------------------------------------------------------
@@ -147,12 +178,23 @@ def replace_connector(name: str, original_name: str, load: Callable[[], Any]) ->
     return True
 
 
+def check_registries() -> None:
+    """Unsupported, before anything is registered, where something could not be."""
+    _registry(__getattr__("KVConnectorFactory"), "KVConnectorFactory")
+    _transfer_config_method(__getattr__("VllmConfig"))
+
+
+def _transfer_config_method(config_class: Any) -> Callable[[Any], None]:
+    method: Callable[[Any], None] | None = getattr(config_class, "_post_init_kv_transfer_config", None)
+    if method is None:
+        raise Unsupported(f"vLLM {vllm_version()} has no VllmConfig._post_init_kv_transfer_config")
+    return method
+
+
 def after_transfer_config(hook: Callable[[Any], None]) -> None:
     """Calls hook(vllm_config) each time vLLM has derived its kv_transfer_config from --kv-offloading-size."""
     config_class = __getattr__("VllmConfig")
-    method = getattr(config_class, "_post_init_kv_transfer_config", None)
-    if method is None:
-        raise Unsupported(f"vLLM {vllm_version()} has no VllmConfig._post_init_kv_transfer_config")
+    method = _transfer_config_method(config_class)
 
     def _post_init_kv_transfer_config(self: Any) -> None:
         method(self)
@@ -194,6 +236,18 @@ def attention_backends(vllm_config: Any, layer_names: list[str]) -> list[str]:
         isa = getattr(layer, "isa", None)  # the CPU backend packs K by instruction set
         names.add(name if isa is None else f"{name}/{isa}")
     return sorted(names)
+
+
+def chooses_cache_layout(vllm_config: Any) -> bool:
+    """Whether vLLM needs a cache layout of its own: of hisparse, since 0.30."""
+    return getattr(vllm_config.attention_config, "hisparse_config", None) is not None
+
+
+def scheduled_blocks(block_state: Any, request_id: str) -> Any:
+    """A scheduled request's block ids, a list for each KV cache group. `block_state`: of the step's SchedulerOutput."""
+    if hasattr(block_state, "get_block_ids"):
+        return block_state.get_block_ids(request_id)
+    return block_state.block_ids[request_id]  # before 0.30
 
 
 def none_hash_seed(algorithm: str) -> str:

@@ -103,7 +103,7 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
     def get_required_kvcache_layout(cls, vllm_config: Any) -> str | None:
         """vLLM's own answer is never block outermost but for its hisparse, and never one whose pages are scattered."""
         required: str | None = super().get_required_kvcache_layout(vllm_config)
-        if vllm_config.attention_config.hisparse_config is not None or _asked_by_a_connector():
+        if compat.chooses_cache_layout(vllm_config) or _asked_by_a_connector():
             return required
         return layout.block_outermost(vllm_config) or required
 

@@ -11,6 +11,7 @@ vLLM calls register() in the front end, in the engine core and in every worker.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -33,7 +34,8 @@ _served: set[str] = set()  # names that lead to a connector of ours
 
 
 def register() -> None:
-    """Idempotent. Raises only when LMCACHE_NATIVE asks for something that cannot be had."""
+    """Idempotent. Raises only when LMCACHE_NATIVE asks for something that cannot be had: vLLM calls this in every process, also
+    for users who merely have the package installed."""
     value = os.environ.get("LMCACHE_NATIVE", "")
     wanted = None if value == "" else parse_flag(value)
     if value != "" and wanted is None:
@@ -46,11 +48,17 @@ def register() -> None:
         if wanted:
             raise
         logger.debug("connector names left as they are: %s", error)
+    except Exception as error:
+        if wanted:
+            raise
+        # A vLLM that nobody foresaw starts as if this package were not there.
+        logger.warning("connector names left as they are: %s: %s", type(error).__name__, error)
 
 
 def _replace(*, offloading: bool, lmcache: bool) -> None:
     from lmcache_native.integration.vllm import compat
 
+    compat.check_registries()
     wanted = {name: _in_place_of(name) for name in LMCACHE} if lmcache else {}
     if offloading:
         wanted[OFFLOADING] = _offloading
@@ -71,15 +79,11 @@ def _lmcache_installed() -> bool:
 
 
 def _native() -> Any:
-    from lmcache_native.integration.vllm.token_connector import LMCacheNativeConnector
-
-    return LMCacheNativeConnector
+    return importlib.import_module(PACKAGE).LMCacheNativeConnector
 
 
 def _offloading() -> Any:
-    from lmcache_native.integration.vllm.connector import NativeOffloadingConnector
-
-    return NativeOffloadingConnector
+    return importlib.import_module(PACKAGE).NativeOffloadingConnector
 
 
 def _in_place_of(name: str) -> Callable[[], Any]:

@@ -44,6 +44,7 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
         self._worker: TokenWorker | None = None
         self._scheduler: TokenScheduler | None = None
         self._opening: StoreOpening | None = None
+        self._block_pool: Any = None
         if scheduler:
             check_machine(self._config)
             self._opening = StoreOpening(vllm_config, self._config)
@@ -181,8 +182,11 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
         logger.info("namespace %s", namespaces.plain().hex())
         logger.debug("namespace is of:\n%s", namespace.canonical_text(description))
 
+    def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
+        self._block_pool = gpu_block_pool
+
     def _forget_blocks(self) -> None:
-        self._kv_cache_manager.evict_blocks(set(range(1, self._kv_cache_config.num_blocks)))  # 0 is vLLM's null block
+        self._block_pool.evict_blocks(set(range(1, self._kv_cache_config.num_blocks)))  # 0 is vLLM's null block
 
     def on_new_request(self, request: Any) -> None:
         self.scheduler.on_new_request(request)

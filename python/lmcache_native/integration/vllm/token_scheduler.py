@@ -389,7 +389,7 @@ class TokenScheduler:
         quickstart_log.storing(state.request_id, begin, end, decoded=end > request.num_prompt_tokens)
         positions = lease.positions
         first_block = begin // self._block_tokens
-        (block_ids,) = block_state.get_block_ids(state.request_id)
+        (block_ids,) = compat.scheduled_blocks(block_state, state.request_id)
         chunks = array("I", (first_chunk + position for position in positions))
         saved = min((chunks[-1] + 1) * self._chunk_tokens, end)
         transfer = TransferJob(
