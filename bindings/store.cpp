@@ -311,7 +311,7 @@ void define_control(nb::class_<StoreObject>& store) {
 
 void init_store(nb::module_& module) {
   nb::class_<StoreObject> store(
-      module, "Store",
+      module, "Store", nb::is_weak_referenceable(),
       "The three tiers' owner: index, host arena, NVMe log. Lives in the process that decides (vLLM's scheduler, your server).\n\n"
       "Any method may be called from any thread. lookup, reserve and leases touch memory only; what can wait takes timeout_s "
       "(seconds).\n"
