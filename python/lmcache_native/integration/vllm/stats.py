@@ -52,6 +52,7 @@ _GAUGES = {
     "lmcache_native:nvme_live_bytes": ("nvme_live_bytes", "Bytes on NVMe that can be looked up."),
     "lmcache_native:nvme_dirty_bytes": ("nvme_dirty_bytes", "Bytes in host memory that a crash now would lose."),
     "lmcache_native:nvme_lost_paths": ("nvme_lost_paths", "NVMe directories out of use after an error."),
+    "lmcache_native:nvme_waiting": ("nvme_waiting", "1 while another process has the NVMe directories; they are taken over later."),
     "lmcache_native:nvme_day_written_bytes": ("nvme_day_bytes", "Bytes written to NVMe within the last 24 hours."),
     "lmcache_native:nvme_day_limit_bytes": ("nvme_day_limit_bytes", "Limit on bytes written to NVMe within 24 hours."),
     "lmcache_native:nvme_quarantined": ("nvme_quarantined", "1 when NVMe is out of use after an error."),
