@@ -35,6 +35,7 @@ constexpr Field kFields[] = {
     LMCN_FIELD(demotions_in_flight),
     LMCN_FIELD(nvme_paths),
     LMCN_FIELD(nvme_lost_paths),
+    LMCN_FIELD(nvme_waiting),
     LMCN_FIELD(nvme_day_bytes),
     LMCN_FIELD(nvme_day_limit_bytes),
     LMCN_FIELD(promotions_in_flight),

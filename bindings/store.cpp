@@ -345,7 +345,7 @@ void define_control(nb::class_<StoreObject>& store) {
 
 void init_store(nb::module_& module) {
   nb::class_<StoreObject> store(
-      module, "Store",
+      module, "Store", nb::is_weak_referenceable(),
       "The three tiers' owner: index, host arena, NVMe log. Lives in the process that decides (vLLM's scheduler, your server).\n\n"
       "Any method may be called from any thread. lookup, reserve and leases touch memory only; what can wait takes timeout_s "
       "(seconds).\n"
@@ -378,7 +378,9 @@ void init_store(nb::module_& module) {
       "64 MiB).\n"
       "region_bytes: 0 chooses from nvme_bytes. io_engine: auto | io_uring | threads. cache_policy: LRU | S3FIFO | LFU | FIFO | "
       "MRU.\n"
-      "fail_when_locked: raise Locked when another process owns the directory after lock_wait_s, instead of running without NVMe.\n"
+      "fail_when_locked: raise Locked when another process owns the directory after lock_wait_s. False: the store opens within a "
+      "second\n"
+      "with host memory only, and takes the directory over when its owner lets go (stats()['nvme_waiting'] is 1 until then).\n"
       "promotion_*, request_ttl_s: defaults of requests; budget 0: half of host_bytes. numa_nodes: where the arena's memory comes\n"
       "from: one node (while it has memory), several in turn, or the kernel's choice. hugetlb: the arena must be of reserved huge\n"
       "pages; ResourceExhausted says how many to reserve. False: huge pages where they can be had.\n"

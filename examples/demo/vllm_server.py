@@ -212,8 +212,10 @@ class VllmServer:
         temperature: float = 0.0,
         timeout: float = 120.0,
         extra: Mapping[str, object] | None = None,
+        engine: int | None = None,
     ) -> Completion:
-        """One streamed /v1/completions request. `prompt` is text or token ids; `extra` is laid over the JSON body.
+        """One streamed /v1/completions request. `prompt` is text or token ids; `extra` is laid over the JSON body. `engine`: which
+        of several (--data-parallel-size) answers; None: vLLM chooses.
 
         `ttft_s` ends at the first event that carries a token. Raises ServerError on an HTTP error, an error event or
         a stream that ends early.
@@ -240,7 +242,7 @@ class VllmServer:
         finish_reason: str | None = None
         first_token: float | None = None
         begin = time.perf_counter()
-        for event in self._events(body, timeout):
+        for event in self._events(body, timeout, {} if engine is None else {"X-data-parallel-rank": str(engine)}):
             usage = event.get("usage") or usage
             for choice in event.get("choices", []):
                 if choice.get("token_ids"):
@@ -338,10 +340,13 @@ class VllmServer:
         return True
 
     @contextlib.contextmanager
-    def _response(self, method: str, path: str, body: object, timeout: float) -> Iterator[http.client.HTTPResponse]:
+    def _response(
+        self, method: str, path: str, body: object, timeout: float, extra_headers: Mapping[str, str] | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
         """The response to one request, on a connection of its own. Whatever goes wrong becomes a ServerError."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         headers = {"Content-Type": "application/json"} if body is not None else {}
+        headers.update(extra_headers or {})
         try:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()
@@ -364,8 +369,8 @@ class VllmServer:
             raise ServerError(f"{method} {path}: expected a JSON object, got {answer!r}")
         return answer
 
-    def _events(self, body: Mapping[str, object], timeout: float) -> Iterator[dict[str, Any]]:
-        with self._response("POST", "/v1/completions", body, timeout) as response:
+    def _events(self, body: Mapping[str, object], timeout: float, headers: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        with self._response("POST", "/v1/completions", body, timeout, headers) as response:
             for line in response:
                 if not line.startswith(b"data:"):
                     continue

@@ -427,7 +427,8 @@ class Store:
         striped over, and the hard limit of all; without a directory the store is memory only. directory_bytes: the limit of each, else they
         share evenly. rank_count: ranks that fill and read each slot, 1..64. max_payload_bytes: largest chunk, all parts (0: 64 MiB).
         region_bytes: 0 chooses from nvme_bytes. io_engine: auto | io_uring | threads. cache_policy: LRU | S3FIFO | LFU | FIFO | MRU.
-        fail_when_locked: raise Locked when another process owns the directory after lock_wait_s, instead of running without NVMe.
+        fail_when_locked: raise Locked when another process owns the directory after lock_wait_s. False: the store opens within a second
+        with host memory only, and takes the directory over when its owner lets go (stats()['nvme_waiting'] is 1 until then).
         promotion_*, request_ttl_s: defaults of requests; budget 0: half of host_bytes. numa_nodes: where the arena's memory comes
         from: one node (while it has memory), several in turn, or the kernel's choice. hugetlb: the arena must be of reserved huge
         pages; ResourceExhausted says how many to reserve. False: huge pages where they can be had.

@@ -17,6 +17,7 @@ struct StoreStats {
   std::uint64_t nvme_dirty_chunks = 0,
                 demotions_in_flight = 0;                       // waiting for their write or being written; of those, being written
   std::uint64_t nvme_paths = 0, nvme_lost_paths = 0;           // configured; quarantined or left out at open
+  std::uint64_t nvme_waiting = 0;  // 1: another process owns the directories; host memory only until it lets go
   std::uint64_t nvme_day_bytes = 0, nvme_day_limit_bytes = 0;  // written to all paths within 24 hours, also by earlier processes
   std::uint64_t promotions_in_flight = 0, requests = 0, attached_ranks = 0;
   std::uint64_t checks_in_flight = 0;  // verify=all: checksums to be taken or compared

@@ -59,7 +59,10 @@ struct StoreOptions {
   /// (index/s3fifo_policy.hpp), "LFU" least frequently (counts age), "FIFO" stored first, "MRU" most recently used. Any case of
   /// letters.
   std::string cache_policy = "LRU";
-  bool fail_when_locked = false;  // false: run without NVMe, nvme_warning() says why
+  /// What happens when another process owns a directory. true: kLocked after lock_wait. false: after a second, or lock_wait where
+  /// that is less, the store opens with host memory alone (nvme_warning() says why, stats().nvme_waiting is 1), waits on for the
+  /// directories, and takes them over, with all that is stored there, when they are let go.
+  bool fail_when_locked = false;
   std::chrono::milliseconds lock_wait{10'000};
   /// A device that answers nothing for so long is quarantined: what is on NVMe is a miss from then on. Memory that its I/O may
   /// still write to stays pinned until it answers.
@@ -219,7 +222,7 @@ class Request {
 
 class TieredStore {
  public:
-  /// Returns in < 50 ms whatever the sizes, unless the directory is locked (lock_wait) or its index must be rebuilt.
+  /// Returns in < 50 ms whatever the sizes, unless a directory is locked (fail_when_locked) or its index must be rebuilt.
   static Result<std::unique_ptr<TieredStore>> open(const StoreOptions& options);
   virtual ~TieredStore() = default;  // close()
 
@@ -253,13 +256,16 @@ class TieredStore {
   /// For who read the record of `key` at `place` and found that it does not hold: forgotten, as one that this store read and found
   /// bad, unless another has taken its place since. Memory only.
   virtual void record_failed(const ChunkKey& key, const RecordPlace& place) = 0;
-  /// Drops one chunk from every tier. false: absent. A crash before the next checkpoint may bring its NVMe record back.
+  /// Drops one chunk from every tier. false: absent. A crash before the next checkpoint may bring its NVMe record back, and so does
+  /// taking over directories that another process owned at the time.
   virtual bool erase(const ChunkKey& key) = 0;
   /// Drops everything, at once in memory; on NVMe by the keeper thread within milliseconds. Slots under leases or with worker
-  /// jobs under way are quarantined, not reused, until those end.
+  /// jobs under way are quarantined, not reused, until those end. While another process owns the directories: what lies there
+  /// then is dropped when they are taken over.
   virtual void clear() = 0;
 
-  /// Waits until all committed chunks are on NVMe (or dropped) and synced. kDeadlineExceeded with what is left.
+  /// Waits until all committed chunks are on NVMe (or dropped) and synced. kDeadlineExceeded with what is left. Ok at once while
+  /// there is no NVMe.
   virtual Status flush(std::chrono::milliseconds deadline) = 0;
   /// Flushes for at most `deadline`, then waits for I/O under way (also of a device that does not answer), writes a checkpoint,
   /// unlocks. Idempotent.

@@ -71,7 +71,11 @@ Result<std::unique_ptr<RegionLog>> RegionLog::open(const LogOptions& options, io
   Result<std::unique_ptr<Directory>> opened =
       Directory::open(options.directory, options.lock_wait, options.allow_network_file_system);
   if (!opened.ok()) return opened.status();
-  std::unique_ptr<Directory> directory = std::move(opened).value();
+  return open_in(std::move(opened).value(), options, engine, client);
+}
+
+Result<std::unique_ptr<RegionLog>> RegionLog::open_in(std::unique_ptr<Directory> directory, const LogOptions& options,
+                                                      io::IoEngine& engine, LogClient& client) {
   Result<std::optional<Superblock>> found = load_superblock(*directory, engine);
   if (!found.ok()) return found.status();
 

@@ -29,6 +29,8 @@
 
 namespace lmcn::nvme {
 
+class Directory;
+
 struct LogOptions {
   std::string directory;               // made 0700 when absent; private to one store
   std::uint64_t limit_bytes = 0;       // hard: data file + checkpoint + superblock; >= 4 regions
@@ -100,6 +102,9 @@ class RegionLog {
 
   /// kLocked (message has the owner's pid), kFormatVersion, kInvalidArgument (path, limit), kIoError.
   static Result<std::unique_ptr<RegionLog>> open(const LogOptions& options, io::IoEngine& engine, LogClient& client);
+  /// The same in a directory whose lock is held already: options.directory, opened.
+  static Result<std::unique_ptr<RegionLog>> open_in(std::unique_ptr<Directory> directory, const LogOptions& options,
+                                                    io::IoEngine& engine, LogClient& client);
   virtual ~RegionLog() = default;  // waits for I/O under way; does not checkpoint (close() does)
 
   /// Once after open(), before anything else: each recovered record, oldest first (a key may come twice: the last one counts,

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "nvme/directory.hpp"
+
 namespace lmcn::nvme {
 namespace {
 
@@ -208,6 +210,14 @@ class StripedLog final : public RegionLog {
   std::vector<Path> paths_;
 };
 
+// What only costs the path's chunks is noted there, and in `first`; any other error comes back.
+Status leave_out(Path& path, const Status& why, Status& first) {
+  if (why.code() != Code::kIoError) return why;
+  path.missing = why.message();
+  if (first.ok()) first = why;
+  return {};
+}
+
 }  // namespace
 
 Result<std::unique_ptr<RegionLog>> open_paths(std::span<const LogOptions> options, std::span<io::IoEngine* const> engines,
@@ -218,6 +228,7 @@ Result<std::unique_ptr<RegionLog>> open_paths(std::span<const LogOptions> option
                   std::to_string(options.size()) + " paths for one store, must be 1.." + std::to_string(kMaxPaths));
   }
   std::vector<Path> paths;
+  std::vector<std::unique_ptr<Directory>> locked(options.size());
   Status first;
   for (std::uint32_t i = 0; i < options.size(); ++i) {
     for (const Path& earlier : paths) {
@@ -231,14 +242,21 @@ Result<std::unique_ptr<RegionLog>> open_paths(std::span<const LogOptions> option
     path.directory = options[i].directory;
     path.limit_bytes = options[i].limit_bytes;
     path.client = std::make_unique<PathClient>(client, i);
-    Result<std::unique_ptr<RegionLog>> opened = RegionLog::open(options[i], *engines[i], *path.client);
-    if (opened.ok()) {
-      path.log = std::move(opened).value();
-    } else if (opened.status().code() != Code::kIoError) {
-      return opened.status();
+    Result<std::unique_ptr<Directory>> directory =
+        Directory::open(options[i].directory, options[i].lock_wait, options[i].allow_network_file_system);
+    if (directory.ok()) {
+      locked[i] = std::move(directory).value();
     } else {
-      path.missing = opened.status().message();
-      if (first.ok()) first = opened.status();
+      LMCN_RETURN_IF_ERROR(leave_out(path, directory.status(), first));
+    }
+  }
+  for (std::uint32_t i = 0; i < options.size(); ++i) {
+    if (!locked[i]) continue;
+    Result<std::unique_ptr<RegionLog>> opened = RegionLog::open_in(std::move(locked[i]), options[i], *engines[i], *paths[i].client);
+    if (opened.ok()) {
+      paths[i].log = std::move(opened).value();
+    } else {
+      LMCN_RETURN_IF_ERROR(leave_out(paths[i], opened.status(), first));
     }
   }
   if (std::none_of(paths.begin(), paths.end(), [](const Path& path) { return path.log != nullptr; })) return first;

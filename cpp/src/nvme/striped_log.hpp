@@ -25,7 +25,7 @@ inline constexpr std::uint32_t path_of(Extent extent) noexcept {
   return extent.region >> kPathShift;
 }
 
-/// Opens each path. One that cannot be read or written (kIoError) is left out, which notes() and lost_paths() say, while another
+/// Locks every path before it reads any: on kLocked nothing was read or written. Then opens each. One that cannot be read or written (kIoError) is left out, which notes() and lost_paths() say, while another
 /// can; any other error is returned, and so is the first path's when none could be opened. kInvalidArgument: more than kMaxPaths,
 /// two paths that are one. `options`, `engines`: one per path: a device that is silent fills its engine's queue, which must not be
 /// another path's.

@@ -62,6 +62,22 @@ bool StoreCore::offer_to_nvme(EntryId id, bool touched, bool again) {
   return false;
 }
 
+// What was stored while another process had the directories, as soon as nothing else waits for the device.
+void StoreCore::offer_earlier_chunks(std::unique_lock<std::mutex>& lock) {
+  constexpr EntryId kSlice = 256;
+  while (next_to_offer != kNoEntry && dirty_queue.empty()) {
+    const EntryId end = index.end_id(), slice_end = std::min<EntryId>(next_to_offer + kSlice, end);
+    for (EntryId id = next_to_offer; id < slice_end; ++id) {
+      if (index.live(id) && index.entry(id).host == HostState::kReady)
+        static_cast<void>(offer_to_nvme(id, index.entry(id).hits != 0));
+    }
+    next_to_offer = slice_end < end ? slice_end : kNoEntry;
+    lock.unlock();
+    std::this_thread::yield();
+    lock.lock();
+  }
+}
+
 // Reads go first: someone waits for them.
 std::uint64_t StoreCore::max_demotions() const {
   const std::uint64_t stuck = log ? log->stuck().reads : 0;
@@ -76,21 +92,24 @@ void StoreCore::keeper_loop(std::stop_token stop) {
   Clock::time_point next_tick = Clock::now() + kTick;
   Clock::time_point next_checkpoint = Clock::now() + kCheckpointEvery;
   std::unique_lock lock(mu);
-  const auto drained = [&] { return dirty_queue.empty() && checksums_in_flight == 0 && live_demotions() == 0; };
+  const auto drained = [&] {
+    return dirty_queue.empty() && next_to_offer == kNoEntry && checksums_in_flight == 0 && live_demotions() == 0;
+  };
   while (!stop.stop_requested()) {
     const bool full = log_full_since != Clock::time_point{} && !dirty_queue.empty();
     keeper_cv.wait_until(lock, full ? std::min(next_tick, Clock::now() + kFullRetry) : next_tick, [&] {
-      return stop.stop_requested() || clear_pending || maintenance_due ||
+      return stop.stop_requested() || clear_pending || maintenance_due || (next_to_offer != kNoEntry && dirty_queue.empty()) ||
              (checkpoints_wanted != checkpoints_written && drained()) || (checkpoint_due && live_demotions() == 0) ||
              (!full && !checkpoint_due && !dirty_queue.empty() && live_demotions() < max_demotions());
     });
     if (stop.stop_requested()) break;
     if (dirty_queue.empty()) log_full_since = {};
     if (log && clear_pending) clear_log(lock);
+    if (next_to_offer != kNoEntry && dirty_queue.empty()) offer_earlier_chunks(lock);
     while (!clear_pending && !checkpoint_due && live_demotions() < max_demotions() && demote_next(lock)) {
     }
     const Clock::time_point now = Clock::now();
-    if (log_changed && now >= next_checkpoint) checkpoint_due = true;
+    if (log && log_changed && now >= next_checkpoint) checkpoint_due = true;
     if (checkpoints_wanted != checkpoints_written && drained()) checkpoint_due = true;
     if (checkpoint_due && !clear_pending && live_demotions() == 0) {
       next_checkpoint = now + kCheckpointEvery;
@@ -136,7 +155,7 @@ void StoreCore::tick(std::unique_lock<std::mutex>& lock) {
   lock.unlock();
   bool failed = false;
   if (log) failed = !log->maintain().ok();
-  if (!engines.empty() && registered_bytes < arena->bytes() && arena->stats().populate_done) register_next_piece();
+  if (log && registered_bytes < arena->bytes() && arena->stats().populate_done) register_next_piece();
   lock.lock();
   if (failed) ++counters.write_errors;
 }

@@ -1,47 +1,23 @@
 #include <sys/eventfd.h>
-#include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <iterator>
 #include <numeric>
-#include <set>
 #include <unordered_map>
 
 #include "memory/numa.hpp"
-#include "nvme/striped_log.hpp"
 #include "store/request.hpp"
 #include "store/store_core.hpp"
 
 namespace lmcn {
 namespace {
 
-constexpr std::uint64_t kMetadataPart = 16;  // of a day's writes
 constexpr std::uint64_t kMinHostBytes = 4ULL << 20;
 constexpr std::uint64_t kDefaultMaxPayloadBytes = 64ULL << 20;
 
 Status bad(const std::string& field, const std::string& value, const std::string& right) {
   return Status(Code::kInvalidArgument, field + "=" + value + ": " + right);
-}
-
-/// Of the file systems that the directories are on, each once.
-std::uint64_t file_system_bytes(const std::vector<std::string>& directories) {
-  std::set<dev_t> seen;
-  std::uint64_t sum = 0;
-  for (const std::string& directory : directories) {
-    struct stat found{};
-    struct statvfs sizes{};
-    if (::stat(directory.c_str(), &found) != 0 || ::statvfs(directory.c_str(), &sizes) != 0) continue;  // a path that was left out
-    if (seen.insert(found.st_dev).second) sum += std::uint64_t{sizes.f_blocks} * sizes.f_frsize;
-  }
-  return sum;
-}
-
-bool path_is_wrong(const Status& status) {
-  const int wrong[] = {EACCES, EPERM, EROFS, ENOENT, ENOTDIR, ENAMETOOLONG, ELOOP};
-  return status.code() == Code::kIoError && std::find(std::begin(wrong), std::end(wrong), status.sys_errno()) != std::end(wrong);
 }
 
 Status check_nvme_options(const StoreOptions& o) {
@@ -124,60 +100,8 @@ Status StoreCore::start() {
   completion_event = ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   if (completion_event < 0) return Status::from_errno(errno, "eventfd");
   keeper = std::jthread([this](std::stop_token stop) { keeper_loop(stop); });
-  if (log || verify_all) promoter = std::jthread([this](std::stop_token stop) { promoter_loop(stop); });
-  return Status();
-}
-
-Status StoreCore::open_nvme() {
-  auto kind = io::parse_engine_kind(options.io_engine);
-  if (!kind.ok()) return kind.status();
-  std::vector<nvme::LogOptions> paths(options.directories.size());
-  std::vector<io::IoEngine*> path_engines;
-  for (std::size_t i = 0; i < paths.size(); ++i) {
-    auto made_engine = io::make_engine({.kind = *kind}, &engine_note);
-    if (!made_engine.ok()) return made_engine.status();
-    engines.push_back(wrap_engine ? wrap_engine(std::move(made_engine).value()) : std::move(made_engine).value());
-    path_engines.push_back(engines.back().get());
-    paths[i].directory = options.directories[i];
-    paths[i].limit_bytes = options.directory_bytes.empty() ? options.nvme_bytes / paths.size() : options.directory_bytes[i];
-    paths[i].region_bytes = options.region_bytes;
-    paths[i].max_record_bytes = image_bytes(options.max_payload_bytes);
-    paths[i].lock_wait = options.lock_wait;
-    paths[i].free_space_floor_bytes = options.nvme_free_floor_bytes;
-    paths[i].io_timeout = options.nvme_io_timeout;
-    paths[i].allow_network_file_system = options.allow_network_file_system;
-    paths[i].verify_payload = options.verify != "off";
-  }
-  auto opened = nvme::open_paths(paths, path_engines, *this);
-  if (!opened.ok()) {
-    if (path_is_wrong(opened.status())) {
-      return bad("directories", options.directories[0],
-                 "must be a directory that this user can write (" + opened.status().message() + ")");
-    }
-    if (opened.status().code() != Code::kLocked || options.fail_when_locked) return opened.status();
-    open_warning = "running without NVMe: " + opened.status().message();
-    engines.clear();
-    return Status();
-  }
-  log = std::move(opened).value();
-  for (const std::string& line : log->notes()) engine_note += "; " + line;
-  daily_bytes = options.nvme_daily_bytes != 0 ? options.nvme_daily_bytes : file_system_bytes(options.directories);
-  // Headers, footers and checkpoints are written too.
-  admission =
-      std::make_unique<Admission>(parse_admission_mode(options.admission).value(), daily_bytes - daily_bytes / kMetadataPart);
-  forgotten_paths = log->lost_paths();
-  log->adopt([this](const nvme::RecoveredRecord& record) {
-    const EntryId id = index.insert(record.key);
-    Entry& entry = index.entry(id);
-    if (entry.extent.valid()) {
-      log->forget(entry.extent);
-    } else {
-      ++counters.recovered_chunks;
-    }
-    entry.extent = record.extent;
-    entry.hits = record.hits;
-    return id;
-  });
+  if (log || taking_over || verify_all) promoter = std::jthread([this](std::stop_token stop) { promoter_loop(stop); });
+  if (taking_over) taker = std::jthread([this](std::stop_token stop) { take_over_loop(stop); });
   return Status();
 }
 
@@ -242,6 +166,7 @@ void StoreCore::job_not_started(std::uint32_t rank, std::span<const SlotRef> ref
 
 Status StoreCore::close(std::chrono::milliseconds deadline) {
   if (inherited()) return {};
+  end_take_over();
   Status result;
   if (log && keeper.joinable()) result = flush(deadline);
   {

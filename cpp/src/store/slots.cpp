@@ -122,7 +122,7 @@ void StoreCore::drop_host_copy(EntryId id) {
 void StoreCore::drop_extent(EntryId id) {
   Entry& entry = index.entry(id);
   if (entry.extent.valid()) {
-    log->forget(entry.extent);
+    if (nvme::RegionLog* const of = log ? log.get() : attaching; of != nullptr) of->forget(entry.extent);
     entry.extent = Extent{};
     note_change(entry.key, Tier::kNvme, false);
     log_changed = true;

@@ -11,12 +11,15 @@ constexpr std::size_t kMostChanges = 1'000'000;
 }  // namespace
 
 bool StoreCore::nvme_ready() const noexcept {
-  return log != nullptr && !inherited() && !log->quarantined();
+  return log && !inherited() && !log->quarantined();
 }
 
 std::string StoreCore::nvme_warning() const {
   if (inherited()) return inherited_status().message();
-  if (!open_warning.empty()) return open_warning;
+  {
+    std::lock_guard lock(mu);
+    if (!open_warning.empty()) return open_warning;
+  }
   if (log && log->quarantined()) return "NVMe quarantined: " + log->quarantine_reason();
   if (log && log->lost_paths() != 0) {
     return std::to_string(std::popcount(log->lost_paths())) + " of " + std::to_string(options.directories.size()) +
@@ -34,7 +37,8 @@ std::string StoreCore::io_engine_note() const {
 StoreStats StoreCore::stats() const {
   if (inherited()) return {};
   const ArenaStats arena_stats = arena->stats();
-  const nvme::LogStats log_stats = log ? log->stats() : nvme::LogStats{};
+  const nvme::RegionLog* const open_log = log.get();
+  const nvme::LogStats log_stats = open_log != nullptr ? open_log->stats() : nvme::LogStats{};
   std::lock_guard lock(mu);
   StoreStats s = counters;
   const SlotAllocator::Stats used = allocator->stats();
@@ -51,10 +55,13 @@ StoreStats StoreCore::stats() const {
   s.nvme_allocated_bytes = log_stats.allocated_bytes;
   s.nvme_live_bytes = log_stats.live_record_bytes;
   s.nvme_quarantined = log_stats.quarantined ? 1 : 0;
-  s.nvme_paths = log ? options.directories.size() : 0;
-  s.nvme_lost_paths = log ? static_cast<std::uint64_t>(std::popcount(log->lost_paths())) : 0;
-  s.nvme_day_bytes = log ? log->last_day_bytes() : 0;
-  s.nvme_day_limit_bytes = log ? daily_bytes : 0;
+  s.nvme_waiting = taking_over ? 1 : 0;
+  if (open_log != nullptr) {
+    s.nvme_paths = options.directories.size();
+    s.nvme_lost_paths = static_cast<std::uint64_t>(std::popcount(open_log->lost_paths()));
+    s.nvme_day_bytes = open_log->last_day_bytes();
+    s.nvme_day_limit_bytes = daily_bytes;
+  }
   s.nvme_dirty_bytes = dirty_bytes;
   s.nvme_dirty_chunks = dirty_chunks;
   s.demotions_in_flight = demotions_in_flight;

@@ -1,6 +1,7 @@
 // TieredStore's state and its parts. One lock (mu) covers index, slots, policy and queues; it is never held across I/O, system
 // calls or checksums. Three threads: the keeper (writes behind, reclaims, checkpoints: the log's single writer), the promoter
-// (hands reads to the I/O engine, so that no scheduler thread does) and the engine's completion thread.
+// (hands reads to the I/O engine, so that no scheduler thread does) and the engine's completion thread; a fourth while another
+// process owns the directories (take_over.cpp).
 //
 // Invariants of slots (SlotRecord)
 //  S1  A place is released only when no pin holds it and no worker job on it can still be under way: the words of the ranks that
@@ -65,6 +66,23 @@ inline constexpr std::uint8_t kWriting = 2;  // Entry::flags: append under way
 
 class RequestImpl;
 
+/// The log, from when it is open on: set once, with mu held; whoever reads it without mu sees it whole.
+class PublishedLog {
+ public:
+  explicit operator bool() const noexcept { return get() != nullptr; }
+  nvme::RegionLog* operator->() const noexcept { return get(); }
+  nvme::RegionLog* get() const noexcept { return open_.load(std::memory_order_acquire); }
+  void publish(std::unique_ptr<nvme::RegionLog> log) noexcept {
+    owned_ = std::move(log);
+    open_.store(owned_.get(), std::memory_order_release);
+  }
+  void reset() noexcept { owned_.reset(); }  // callbacks of its I/O may still ask for it
+
+ private:
+  std::unique_ptr<nvme::RegionLog> owned_;
+  std::atomic<nvme::RegionLog*> open_{nullptr};
+};
+
 struct StoreCore final : public TieredStore, private nvme::LogClient {
   explicit StoreCore(const StoreOptions& o) : options(o) {}
   ~StoreCore() override;
@@ -79,10 +97,15 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
 
   // --- open.cpp
   Status start();
-  Status open_nvme();
   Status serve(const std::string& engine_id, std::uint64_t rank_bytes) override;
   Status close(std::chrono::milliseconds deadline) override;
   void on_rank_gone(std::uint32_t rank);
+
+  // --- take_over.cpp
+  Status open_nvme();
+  void attach(std::unique_ptr<nvme::RegionLog> opened);
+  void take_over_loop(std::stop_token stop);
+  void end_take_over();  // waits for the thread
 
   // --- tiered_store.cpp
   PrefixHit lookup(std::span<const ChunkKey> keys) const override;
@@ -158,8 +181,9 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   };
   void mark_dirty(EntryId id, bool again = false);                   // mu held
   bool offer_to_nvme(EntryId id, bool touched, bool again = false);  // mu held; true: the keeper has work
-  std::uint64_t max_demotions() const;                               // mu held
-  std::uint64_t live_demotions() const;                              // mu held; without those that a lost path owes an answer
+  void offer_earlier_chunks(std::unique_lock<std::mutex>& lock);
+  std::uint64_t max_demotions() const;   // mu held
+  std::uint64_t live_demotions() const;  // mu held; without those that a lost path owes an answer
   void keeper_loop(std::stop_token stop);
   void tick(std::unique_lock<std::mutex>& lock);
   void clear_log(std::unique_lock<std::mutex>& lock);
@@ -201,20 +225,25 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   bool verify_all = false;  // options.verify
   /// Of a reclaimed region's bytes, what may be written again. Bounds the write amplification to 1 / (1 - share). Before start().
   double reappend_share = 0.15;
+  std::uint32_t attach_slice = 4096;  // records put into the index before others get the lock. Before start().
 
   // Destroyed in reverse order: threads first, then the log (its I/O writes into the arena), engine, rendezvous, arena.
   std::unique_ptr<HostArena> arena;
   std::unique_ptr<RendezvousOwner> rendezvous;
   std::vector<std::unique_ptr<io::IoEngine>> engines;  // one per path
-  std::unique_ptr<nvme::RegionLog> log;
-  std::string engine_note;
-  std::string open_warning;
+  std::vector<nvme::LogOptions> log_options;           // likewise
+  PublishedLog log;
+  std::string engine_note;   // mu held once threads run
+  std::string open_warning;  // likewise
   int completion_event = -1;
 
   mutable std::mutex mu;
   std::unique_ptr<SlotAllocator> allocator;
   ChunkIndex index;
   std::unique_ptr<EvictionPolicy> policy;
+  bool taking_over = false;              // another process owns the directories
+  nvme::RegionLog* attaching = nullptr;  // its records are being put into the index; null before and after
+  EntryId next_to_offer = kNoEntry;      // of what was stored before the log was there (keeper.cpp)
   std::unique_ptr<Admission> admission;  // with the log
   std::uint64_t daily_bytes = 0;         // hard limit of a day's writes; the part for chunks is Admission's
   std::deque<SlotRecord> slots;          // deque: references stay valid
@@ -269,8 +298,10 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   } latency;  // what the log does not measure
 
   bool closed = false;
+  std::mutex end_take_over_mutex;
   std::jthread promoter;
   std::jthread keeper;
+  std::jthread taker;  // runs while taking_over; takes mu in slices
 };
 
 }  // namespace lmcn

@@ -194,7 +194,8 @@ void StoreCore::clear() {
       free_or_quarantine(id);
     }
     ++counters.cleared;
-    clear_pending = log != nullptr;
+    clear_pending = static_cast<bool>(log);  // else attach() sees the epoch
+    next_to_offer = kNoEntry;
     changed();
   }
   keeper_cv.notify_one();

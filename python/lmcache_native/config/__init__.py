@@ -21,6 +21,9 @@ from lmcache_native.config.machine import (
     memory_limit_bytes,
 )
 from lmcache_native.config.merge import Explained, explain, resolve
+from lmcache_native.config.unowned import describe as describe_unowned
+from lmcache_native.config.unowned import unowned_stores
+from lmcache_native.config.unowned import without as without_unowned
 from lmcache_native.config.values import (
     ENV_PREFIX,
     EXTRA_PREFIX,
@@ -45,6 +48,7 @@ __all__ = [
     "Profile",
     "available_memory_bytes",
     "check_machine",
+    "describe_unowned",
     "engine_daily_bytes",
     "engine_directories",
     "engine_directory_bytes",
@@ -53,4 +57,6 @@ __all__ = [
     "memory_limit_bytes",
     "parse_flag",
     "resolve",
+    "unowned_stores",
+    "without_unowned",
 ]

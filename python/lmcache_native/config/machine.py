@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from lmcache_native.config.values import GIB, UNLIMITED, NativeConfig
 from lmcache_native.errors import InvalidArgument
 
-_LIMIT_FILES = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
+# Control groups, version 2 and version 1: folder below /sys/fs/cgroup, its limit, what counts towards it.
+_GROUPS = {
+    "": ("", "memory.max", "memory.current"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+}
 
 
-def check_machine(config: NativeConfig) -> None:
-    """Host size against memory, paths and limit against the file systems. Creates and changes nothing."""
+def check_machine(config: NativeConfig, engines: int = 1) -> None:
+    """Host size of `engines` on this node against memory, paths and limit against the file systems. Creates and changes nothing."""
     memory = memory_limit_bytes()
-    if config.host_bytes > memory:
+    if config.host_bytes * engines > memory:
+        each = f" for each of {engines} engines" if engines > 1 else ""
         raise InvalidArgument(
-            f"host size {config.host_bytes / GIB:.2f} GiB (--kv-offloading-size, max_local_cpu_size): "
+            f"host size {config.host_bytes / GIB:.2f} GiB{each} (--kv-offloading-size, max_local_cpu_size): "
             f"this machine may use {memory / GIB:.2f} GiB of memory"
         )
     for directory in config.directories:
@@ -69,29 +72,46 @@ def _check_directory(directory: Path) -> None:
         raise InvalidArgument(f"local_disk={str(directory)!r}: no permission to write in {existing}")
 
 
-def memory_limit_bytes() -> int:
-    """Physical memory, or the control group's limit when that is smaller."""
+def memory_limit_bytes(root: Path = Path("/")) -> int:
+    """Physical memory, or the tightest limit of the control groups that this process is in when that is smaller. `root`: where proc
+    and sys are."""
     limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for file, _ in _LIMIT_FILES:
-        found = _number_in(file)
-        if found is not None:
-            limit = min(limit, found)
+    for group, limit_file, _ in _control_groups(root):
+        limit = min(limit, _number_in(group / limit_file) or limit)
     return limit
 
 
-def available_memory_bytes() -> int:
-    """What the kernel says new programs can have without swapping, or what the control group leaves when that is less."""
-    available = memory_limit_bytes()
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+def available_memory_bytes(root: Path = Path("/")) -> int:
+    """What the kernel says new programs can have without swapping, or what the control groups leave when that is less."""
+    available = memory_limit_bytes(root)
+    for line in (root / "proc/meminfo").read_text(encoding="ascii").splitlines():
         name, _, rest = line.partition(":")
         if name == "MemAvailable":
             available = min(available, int(rest.split()[0]) * 1024)
-    for limit_file, used_file in _LIMIT_FILES:
-        limit, used = _number_in(limit_file), _number_in(used_file)
+    for group, limit_file, used_file in _control_groups(root):
+        limit, used = _number_in(group / limit_file), _number_in(group / used_file)
         if limit is not None and used is not None:
-            reclaimable = _inactive_file_bytes(Path(used_file).parent / "memory.stat")
+            reclaimable = _inactive_file_bytes(group / "memory.stat")
             available = min(available, max(0, limit - max(0, used - reclaimable)))
     return available
+
+
+def _control_groups(root: Path) -> Iterator[tuple[Path, str, str]]:
+    """Folder, limit file and usage file of each group from this process' own up. In a container the way up may not be there."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = ["0::/"]
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        for controller in set(controllers.split(",")) & set(_GROUPS):
+            below, limit_file, used_file = _GROUPS[controller]
+            top = root / "sys/fs/cgroup" / below
+            own = Path(os.path.normpath(f"{top}/{path}"))
+            way_up = [group for group in (own, *own.parents) if group == top or top in group.parents]
+            for group in way_up or [top]:
+                yield group, limit_file, used_file
 
 
 def _inactive_file_bytes(stat: Path) -> int:
@@ -104,9 +124,9 @@ def _inactive_file_bytes(stat: Path) -> int:
     return int(values.get("total_inactive_file", values.get("inactive_file", "0")))
 
 
-def _number_in(file: str) -> int | None:
+def _number_in(file: Path) -> int | None:
     try:
-        text = Path(file).read_text(encoding="ascii").strip()
+        text = file.read_text(encoding="ascii").strip()
     except OSError:
         return None
     return int(text) if text.isdigit() else None

@@ -145,12 +145,14 @@ NVME = (
     ),
     Key(
         "fail_when_locked", _D, Theme.NVME, "flag", False,
-        "Whether a directory that another process owns is an error. Otherwise the engine runs with host memory only.",
+        "Whether a directory that another process owns is an error. Otherwise the engine runs with host memory only until it can "
+        "take the directory over.",
         flag, "fail_when_locked",
     ),
     Key(
         "lock_wait", _D, Theme.NVME, "number, s", 10.0,
-        "How long to wait for a directory that another process owns.",
+        "How long the start waits for a directory that another process owns: until the error of fail_when_locked. Without that, "
+        "a second at most.",
         seconds_or_zero, "lock_wait_s",
     ),
     Key(

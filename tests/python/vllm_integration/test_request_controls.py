@@ -14,6 +14,7 @@ from world import HIT, MISS, World, keys
 import lmcache_native as native
 from lmcache_native.errors import InvalidArgument
 from lmcache_native.integration.vllm.kv_events import ChunkEvents
+from lmcache_native.integration.vllm.manager import ChunkGroup
 from lmcache_native.integration.vllm.token_keys import RequestSettings, request_settings, tagged
 
 

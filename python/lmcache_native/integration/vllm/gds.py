@@ -76,7 +76,10 @@ def probe_once(directory: Path, device: int, config: NativeConfig) -> gds.GdsPro
     """One probe of a directory for all workers, until the machine is started anew: they must agree, and it writes to the drive.
     Kept in the user's cache folder. Unavailable: no room for it, or no answer in time."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmcache-native" / "gds"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmcache-native" / "gds"
+    except RuntimeError as error:  # a user without a home, as in containers
+        raise Unavailable("no cache folder: neither XDG_CACHE_HOME nor HOME is set") from error
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = hashlib.sha256(f"{machine_id()} {directory} {directory.stat().st_dev}".encode()).hexdigest()[:32]
     until = time.monotonic() + 2 * PROBE_TIMEOUT_S

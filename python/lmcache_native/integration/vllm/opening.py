@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +13,21 @@ from lmcache_native import Store, build_info
 from lmcache_native.config import (
     GIB,
     NativeConfig,
+    available_memory_bytes,
+    describe_unowned,
     engine_daily_bytes,
     engine_directories,
     engine_directory_bytes,
     engine_nvme_bytes,
+    unowned_stores,
+    without_unowned,
 )
-from lmcache_native.errors import InvalidArgument
+from lmcache_native.errors import InvalidArgument, Unavailable
 from lmcache_native.logging import get_logger
 
 logger = get_logger(__name__)
+
+TAKE_OVER_POLL_S = 0.2
 
 
 class StoreOpening:
@@ -28,13 +37,24 @@ class StoreOpening:
         self._vllm_config = vllm_config
         self._config = config
         self._engines = engines_sharing(vllm_config, config)
-        self._directories = engine_directories(config, vllm_config.parallel_config.data_parallel_index)
+        self._index = vllm_config.parallel_config.data_parallel_index
+        self._directories = engine_directories(config, self._index)
+        self._unowned = unowned_stores(config, self._index, self._engines)
+        self._shared = without_unowned(config, self._unowned)
 
     def open(self, rank_bytes: int, *, replicated: bool = False) -> Store:
         """The store, served to the workers. `rank_bytes`: one rank's part of a chunk. `replicated`: all ranks share one part."""
         config = self._config
         world = self._vllm_config.parallel_config.world_size
         payload_bytes = rank_bytes if replicated else rank_bytes * world
+        available = available_memory_bytes()
+        if config.host_bytes > available:
+            logger.warning(
+                "host size %.2f GiB: %.2f GiB are available now, and the kernel ends a process when memory runs out. Lower the "
+                "size, or raise the container's limit on memory",
+                config.host_bytes / GIB,
+                available / GIB,
+            )
         if config.host_bytes < 2 * payload_bytes:
             raise InvalidArgument(
                 f"host size {config.host_bytes / GIB:.3f} GiB (--kv-offloading-size, max_local_cpu_size): a chunk of this "
@@ -44,8 +64,8 @@ class StoreOpening:
             store = Store(
                 host_bytes=config.host_bytes,
                 directory=self._directories or None,
-                nvme_bytes=engine_nvme_bytes(config, self._engines),
-                directory_bytes=engine_directory_bytes(config, self._engines),
+                nvme_bytes=engine_nvme_bytes(self._shared, self._engines),
+                directory_bytes=engine_directory_bytes(self._shared, self._engines),
                 nvme_daily_bytes=engine_daily_bytes(config, self._engines),
                 nvme_free_floor_bytes=config.nvme_free_floor_bytes,
                 admission=config.admission,
@@ -71,6 +91,8 @@ class StoreOpening:
             given = f"--kv-offloading-size {config.host_bytes / GIB:g}"
             if self._directories:
                 given += f", local_disk={_listed(self._directories)}, max_local_disk_size={config.nvme_bytes / GIB:g}"
+                if self._shared is not config:
+                    given += f" ({self._shared.nvme_bytes / GIB:g} left beside folders that no engine uses)"
             raise InvalidArgument(f"{given}: {error}") from error
         store.serve(self._vllm_config.kv_transfer_config.engine_id, rank_bytes)
         return store
@@ -79,8 +101,8 @@ class StoreOpening:
         config = self._config
         nvme = "no NVMe"
         if self._directories:
-            share = engine_nvme_bytes(config, self._engines) / GIB
-            shared = f" (1/{self._engines} of {config.nvme_bytes / GIB:g})" if self._engines > 1 else ""
+            share = engine_nvme_bytes(self._shared, self._engines) / GIB
+            shared = f" (1/{self._engines} of {self._shared.nvme_bytes / GIB:g})" if self._engines > 1 else ""
             state = (
                 f"{store.stats()['recovered_chunks']} chunks found, {store.io_engine_note}" if store.nvme_ready else "not in use"
             )
@@ -97,6 +119,12 @@ class StoreOpening:
         )
         if store.nvme_warning:
             logger.warning("%s", store.nvme_warning)
+        if store.stats()["nvme_waiting"]:
+            told = (weakref.ref(store), _listed(self._directories))
+            threading.Thread(target=_announce_take_over, args=told, name="lmcn-take-over", daemon=True).start()
+        held = describe_unowned(config, self._unowned) if self._index % self._engines == 0 else ""
+        if held:
+            logger.warning("%s", held)
 
     def _numa_nodes(self) -> list[int]:
         if self._config.numa_nodes is not None:
@@ -110,6 +138,27 @@ class StoreOpening:
                 "numa_mode auto: the GPUs' nodes cannot be found, host memory lies wherever the kernel puts it: %s", error
             )
             return []
+
+
+def _announce_take_over(store: weakref.ref[Store], directories: str) -> None:
+    """One line when `store` is no longer waiting for its directories. Ends with the store."""
+    while (held := store()) is not None:
+        try:
+            if not held.stats()["nvme_waiting"]:
+                if held.nvme_ready:
+                    logger.info(
+                        "NVMe %s taken over: %d chunks found, %s",
+                        directories,
+                        held.stats()["recovered_chunks"],
+                        held.io_engine_note,
+                    )
+                else:
+                    logger.warning("NVMe %s not taken over: %s", directories, held.nvme_warning)
+                return
+        except Unavailable:
+            return  # closed
+        del held
+        time.sleep(TAKE_OVER_POLL_S)
 
 
 def _listed(directories: tuple[Path, ...]) -> str:

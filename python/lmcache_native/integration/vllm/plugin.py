@@ -143,4 +143,4 @@ def _early(vllm_config: Any) -> None:
     # An engine core of a dense model no longer knows how many its siblings are.
     if config.data_parallel_engines is None:
         extra["data_parallel_engines"] = vllm_config.parallel_config.data_parallel_size
-    check_machine(config)
+    check_machine(config, max(1, vllm_config.parallel_config.data_parallel_size_local))
