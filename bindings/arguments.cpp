@@ -323,6 +323,18 @@ template std::vector<std::uint32_t> integers(nb::handle, const char*);
 template std::vector<std::uint64_t> integers(nb::handle, const char*);
 template std::vector<std::int64_t> integers(nb::handle, const char*);
 
+template <class T>
+std::vector<T> of_length(nb::handle values, const char* name, const char* other, std::size_t count) {
+  std::vector<T> out = integers<T>(values, name);
+  if (out.size() != count) {
+    throw_invalid(std::string(name) + ": as many as " + other + " (" + std::to_string(count) + ") expected, got " +
+                  std::to_string(out.size()));
+  }
+  return out;
+}
+template std::vector<std::uint32_t> of_length(nb::handle, const char*, const char*, std::size_t);
+template std::vector<std::uint64_t> of_length(nb::handle, const char*, const char*, std::size_t);
+
 nb::ndarray<nb::ro> readable_buffer(nb::handle object, const char* name) {
   return buffer_of<nb::ndarray<nb::ro>>(object, name, "a contiguous CPU buffer (bytes, numpy, torch, array, memoryview)");
 }

@@ -79,6 +79,12 @@ extern template std::vector<std::uint32_t> integers(nb::handle, const char*);
 extern template std::vector<std::uint64_t> integers(nb::handle, const char*);
 extern template std::vector<std::int64_t> integers(nb::handle, const char*);
 
+/// The same, `count` of them: as many as `other` has.
+template <class T>
+std::vector<T> of_length(nb::handle values, const char* name, const char* other, std::size_t count);
+extern template std::vector<std::uint32_t> of_length(nb::handle, const char*, const char*, std::size_t);
+extern template std::vector<std::uint64_t> of_length(nb::handle, const char*, const char*, std::size_t);
+
 /// The bytes of any contiguous CPU buffer or DLPack object, whatever its dtype.
 std::span<const std::byte> contiguous_bytes(const nb::ndarray<nb::ro>& buffer) noexcept;
 std::span<std::byte> contiguous_bytes(const nb::ndarray<>& buffer) noexcept;

@@ -68,29 +68,19 @@ LoaderObject cuda(const PagedKvLayout& paged, const SlotLayout& slot, int device
   return make(paged, slot, options, std::move(owner));
 }
 
-template <class T>
-std::vector<T> of_length(nb::handle values, const char* name, std::size_t count) {
-  std::vector<T> out = integers<T>(values, name);
-  if (out.size() != count) {
-    throw_invalid(std::string(name) + ": as many as offsets (" + std::to_string(count) + ") expected, got " +
-                  std::to_string(out.size()));
-  }
-  return out;
-}
-
 void submit(const LoaderObject& self, std::uint64_t id, const std::vector<std::string>& files, nb::handle file_indexes,
             nb::handle offsets_object, nb::handle image_bytes, nb::handle keys, nb::bytes ns, nb::handle region_sequences,
             nb::handle first_tokens, nb::handle tokens, nb::handle block_begin, nb::handle block_ids, nb::handle token_in_block,
             std::uint64_t stream, double timeout_s) {
   const auto offsets = integers<std::uint64_t>(offsets_object, "offsets");
   const std::size_t count = offsets.size();
-  const auto file = of_length<std::uint32_t>(file_indexes, "file_indexes", count);
-  const auto bytes = of_length<std::uint64_t>(image_bytes, "image_bytes", count);
-  const auto sequence = of_length<std::uint64_t>(region_sequences, "region_sequences", count);
-  const auto first = of_length<std::uint32_t>(first_tokens, "first_tokens", count);
-  const auto length = of_length<std::uint32_t>(tokens, "tokens", count);
-  const auto begin = of_length<std::uint32_t>(block_begin, "block_begin", count);
-  const auto within = of_length<std::uint32_t>(token_in_block, "token_in_block", count);
+  const auto file = of_length<std::uint32_t>(file_indexes, "file_indexes", "offsets", count);
+  const auto bytes = of_length<std::uint64_t>(image_bytes, "image_bytes", "offsets", count);
+  const auto sequence = of_length<std::uint64_t>(region_sequences, "region_sequences", "offsets", count);
+  const auto first = of_length<std::uint32_t>(first_tokens, "first_tokens", "offsets", count);
+  const auto length = of_length<std::uint32_t>(tokens, "tokens", "offsets", count);
+  const auto begin = of_length<std::uint32_t>(block_begin, "block_begin", "offsets", count);
+  const auto within = of_length<std::uint32_t>(token_in_block, "token_in_block", "offsets", count);
   const KeysArgument key(keys, "keys");
   if (key.span().size() != count) {
     throw_invalid("keys: as many as offsets (" + std::to_string(count) + ") expected, got " + std::to_string(key.span().size()));

@@ -12,11 +12,11 @@
 namespace lmcn::python {
 namespace {
 
-/// Destroyed copier first (waits for its jobs, without the GIL), then the arena and the owner of the paged memory.
+/// Destroyed copier first (waits for its jobs, without the GIL), then the arena and the owner of the paged memory. The copier holds
+/// the arena too, because it may have to keep it for ever.
 struct CopierObject {
   nb::object owner;
-  std::shared_ptr<TieredStore> store;
-  std::shared_ptr<ArenaAttachment> attachment;
+  std::shared_ptr<const void> arena;
   std::unique_ptr<PagedCopier> copier;
 
   CopierObject() = default;
@@ -45,13 +45,15 @@ Arena arena_of(nb::handle object, nb::object owner) {
   Arena arena;
   arena.copier.owner = std::move(owner);
   if (nb::isinstance<StoreObject>(object)) {
-    arena.copier.store = nb::inst_ptr<StoreObject>(object)->get();
-    arena.base = arena.copier.store->arena_base();
-    arena.bytes = arena.copier.store->arena_bytes();
+    const std::shared_ptr<TieredStore> store = nb::inst_ptr<StoreObject>(object)->get();
+    arena.base = store->arena_base();
+    arena.bytes = store->arena_bytes();
+    arena.copier.arena = store;
   } else if (nb::isinstance<AttachmentObject>(object)) {
-    arena.copier.attachment = nb::inst_ptr<AttachmentObject>(object)->get();
-    arena.base = arena.copier.attachment->base();
-    arena.bytes = arena.copier.attachment->bytes();
+    const std::shared_ptr<ArenaAttachment> attachment = nb::inst_ptr<AttachmentObject>(object)->get();
+    arena.base = attachment->base();
+    arena.bytes = attachment->bytes();
+    arena.copier.arena = attachment;
   } else {
     throw_invalid("arena: a Store or an ArenaAttachment expected, got " + python_type_name(object));
   }
@@ -81,12 +83,34 @@ CopierObject cuda(nb::handle arena_object, const PagedKvLayout& paged, const Slo
   options.rank = rank;
   options.slot_bytes = slot_bytes;
   options.replicated = replicated;
+  options.arena_owner = arena.copier.arena;
   auto made = [&] {
     nb::gil_scoped_release release;
     return make_cuda_copier(paged, slot, arena.base, arena.bytes, options, device);
   }();
   arena.copier.copier = take_cuda(std::move(made));
   return std::move(arena.copier);
+}
+
+bool prepare_cuda(const PagedKvLayout& paged, const SlotLayout& slot, int device, double timeout_s) {
+  const auto wait = milliseconds(timeout_s, "timeout_s");
+  auto prepared = [&] {
+    nb::gil_scoped_release release;
+    return prepare_cuda_copier(paged, slot, device, wait);
+  }();
+  return take_cuda(std::move(prepared));
+}
+
+// A job that may write pages for ever is never polled: who asks in vain must hear of it.
+std::vector<CopyDone> poll(const CopierObject& self) {
+  Status lost;
+  std::vector<CopyDone> done = without_gil(self, [&](PagedCopier& copier) {
+    std::vector<CopyDone> ended = copier.poll();
+    if (ended.empty()) lost = copier.lost();
+    return ended;
+  });
+  throw_if_error(lost);
+  return done;
 }
 
 CopyDirection copy_direction(nb::handle direction) {
@@ -98,18 +122,8 @@ CopyDirection copy_direction(nb::handle direction) {
 }
 
 template <class T>
-std::vector<T> of_length(nb::handle values, const char* name, std::size_t count) {
-  std::vector<T> out = integers<T>(values, name);
-  if (out.size() != count) {
-    throw_invalid(std::string(name) + ": as many as slot_offsets (" + std::to_string(count) + ") expected, got " +
-                  std::to_string(out.size()));
-  }
-  return out;
-}
-
-template <class T>
 std::vector<T> of_length_or_zeros(nb::handle values, const char* name, std::size_t count) {
-  return values.is_none() ? std::vector<T>(count, T{0}) : of_length<T>(values, name, count);
+  return values.is_none() ? std::vector<T>(count, T{0}) : of_length<T>(values, name, "slot_offsets", count);
 }
 
 void submit(const CopierObject& self, std::uint64_t id, nb::handle direction, nb::handle slot_offsets, nb::handle generations,
@@ -122,10 +136,10 @@ void submit(const CopierObject& self, std::uint64_t id, nb::handle direction, nb
   job.layer_by_layer = layer_by_layer;
   const auto offsets = integers<std::uint64_t>(slot_offsets, "slot_offsets");
   const std::size_t count = offsets.size();
-  const auto generation = of_length<std::uint32_t>(generations, "generations", count);
+  const auto generation = of_length<std::uint32_t>(generations, "generations", "slot_offsets", count);
   const auto first = of_length_or_zeros<std::uint32_t>(first_tokens, "first_tokens", count);
-  const auto length = of_length<std::uint32_t>(tokens, "tokens", count);
-  const auto begin = of_length<std::uint32_t>(block_begin, "block_begin", count);
+  const auto length = of_length<std::uint32_t>(tokens, "tokens", "slot_offsets", count);
+  const auto begin = of_length<std::uint32_t>(block_begin, "block_begin", "slot_offsets", count);
   const auto within = of_length_or_zeros<std::uint32_t>(token_in_block, "token_in_block", count);
   job.items.reserve(count);
   for (std::size_t i = 0; i < count; ++i)
@@ -177,7 +191,8 @@ void init_paged_copy(nb::module_& module) {
           nb::sig(
               "def cuda(arena: Store | ArenaAttachment, paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, device: int = 0, "
               "slot_bytes: int = 0, replicated: bool = False, owner: object = None) -> PagedCopier"),
-          "Copier for paged memory on a CUDA device, ordered by events. How bytes move is measured once (see `details`), unless "
+          "Copier for paged memory on a CUDA device, ordered by events. How bytes move is what prepare_cuda() found (see "
+          "`details`), unless "
           "LMCN_COPY_PATH is\n"
           "memcpy, batch, kernel or staged. slot_bytes: of a slot image, if known: the arena is registered with CUDA in pieces "
           "that hold "
@@ -187,6 +202,16 @@ void init_paged_copy(nb::module_& module) {
           "device, or "
           "LMCN_COPY_PATH\n"
           "has another value.")
+      .def_static(
+          "prepare_cuda", prepare_cuda, nb::arg("paged"), nb::arg("slot"), nb::kw_only(), nb::arg("device") = 0,
+          nb::arg("timeout_s") = 0.05,
+          nb::sig("def prepare_cuda(paged: PagedKvLayout, slot: SlotLayout, *, device: int = 0, timeout_s: float = 0.05) -> bool"),
+          "Measures how bytes move the fastest, for a later cuda() with these layouts: beside everything else, on memory of its "
+          "own; "
+          "waits for it, without\n"
+          "the GIL, for at most timeout_s. Whether it has ended; if not, a copier begins with plain copies and takes what is found "
+          "between two jobs.\n"
+          "Raises as cuda().")
       .def(
           "submit", submit, nb::arg("id"), nb::arg("direction").none(), nb::arg("slot_offsets").none(),
           nb::arg("generations").none(), nb::arg("first_tokens").none(), nb::arg("tokens").none(), nb::arg("block_begin").none(),
@@ -209,8 +234,10 @@ void init_paged_copy(nb::module_& module) {
           "copied, when\n"
           "something is out of bounds.")
       .def(
-          "poll", [](const CopierObject& self) { return without_gil(self, [](PagedCopier& copier) { return copier.poll(); }); },
-          "Jobs that ended since the last call, each exactly once.")
+          "poll", poll,
+          "Jobs that ended since the last call, each exactly once. Unavailable, when there are none: a CUDA device answers nothing "
+          "but errors, and\n"
+          "loads that it may still execute will never end.")
       .def(
           "wait",
           [](const CopierObject& self, nb::handle ids, double timeout_s) {
@@ -220,7 +247,8 @@ void init_paged_copy(nb::module_& module) {
           },
           nb::arg("ids").none(), nb::arg("timeout_s") = 30.0,
           nb::sig("def wait(self, ids: lmcache_native._types.IntArray, timeout_s: float = 30.0) -> None"),
-          "Waits, without the GIL, until none of the jobs is under way; results still come through poll(). DeadlineExceeded.")
+          "Waits, without the GIL, until none of the jobs is under way; results still come through poll(). DeadlineExceeded. "
+          "Unavailable: as poll().")
       .def(
           "wait_layers",
           [](const CopierObject& self, std::uint64_t id, std::uint32_t layers, double timeout_s, std::uint64_t stream) {

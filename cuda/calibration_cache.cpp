@@ -61,6 +61,19 @@ std::optional<std::string> read_file(const std::string& path) {
 
 }  // namespace
 
+std::string layout_text(const CopyGeometry& geometry, std::int64_t chunk_tokens) {
+  const PageCounts& counts = geometry.counts();
+  std::ostringstream layout;
+  layout << counts.block_tokens << ' ' << counts.heads << ' ' << counts.head_dim << ' ' << counts.element_bytes << ' '
+         << chunk_tokens;
+  for (const PlaneGeometry& plane : geometry.planes()) {
+    // Not the addresses; but what alignment they have.
+    layout << ' ' << plane.block << ' ' << plane.token << ' ' << plane.head << ' ' << plane.dim << ' ' << plane.slot << ' '
+           << plane.interleaved << ' ' << reinterpret_cast<std::uintptr_t>(plane.base) % 512;
+  }
+  return layout.str();
+}
+
 Result<CalibrationKey> CalibrationKey::of(const CopyGeometry& geometry, std::int64_t chunk_tokens, int device) {
   cudaDeviceProp properties{};
   if (Status status = cuda_check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties", Code::kUnavailable);
@@ -75,19 +88,10 @@ Result<CalibrationKey> CalibrationKey::of(const CopyGeometry& geometry, std::int
   for (char& c : device_name) {
     if (c == '\n') c = ' ';
   }
-  const PageCounts& counts = geometry.counts();
-  std::ostringstream layout;
-  layout << counts.block_tokens << ' ' << counts.heads << ' ' << counts.head_dim << ' ' << counts.element_bytes << ' '
-         << chunk_tokens;
-  for (const PlaneGeometry& plane : geometry.planes()) {
-    // Not the addresses; but what alignment they have.
-    layout << ' ' << plane.block << ' ' << plane.token << ' ' << plane.head << ' ' << plane.dim << ' ' << plane.slot << ' '
-           << plane.interleaved << ' ' << reinterpret_cast<std::uintptr_t>(plane.base) % 512;
-  }
   CalibrationKey key;
   key.text = "lmcache-native-calibration " + std::to_string(kVersion) + "\ndevice " + device_name + "\ndriver " +
-             std::to_string(driver) + "\nruntime " + std::to_string(CUDART_VERSION) + "\nlayout " + hex(digest(layout.str())) +
-             "\n";
+             std::to_string(driver) + "\nruntime " + std::to_string(CUDART_VERSION) + "\nlayout " +
+             hex(digest(layout_text(geometry, chunk_tokens))) + "\n";
   return key;
 }
 

@@ -9,6 +9,9 @@
 
 namespace lmcn {
 
+/// How blocks lie in memory, but where: all of the layout that a rate may depend on.
+std::string layout_text(const CopyGeometry& geometry, std::int64_t chunk_tokens);
+
 /// All that a result depends on, one "name value" a line: versions, the device's name, how blocks lie in memory.
 struct CalibrationKey {
   std::string text;

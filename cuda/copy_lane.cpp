@@ -8,6 +8,7 @@
 #include "base/seq_points.hpp"
 #include "cuda_error.hpp"
 #include "host_registration.hpp"
+#include "per_process.hpp"
 
 namespace lmcn {
 namespace {
@@ -75,7 +76,7 @@ void EventPool::give_back(const JobEvents& events) {
   free_.push_back(events);
 }
 
-CopyLane::~CopyLane() {
+void CopyLane::stop() {
   {
     std::lock_guard lock(mutex_);
     stop_ = true;
@@ -84,8 +85,10 @@ CopyLane::~CopyLane() {
   if (thread_.joinable()) thread_.join();
 }
 
-Status CopyLane::start(LanePaths paths) {
+Status CopyLane::start(LanePaths paths, LaterPaths later) {
   paths_ = std::move(paths);
+  later_ = std::move(later);
+  path_ = paths_.chosen->kind();
   std::promise<Status> ready;
   std::future<Status> result = ready.get_future();
   thread_ = std::thread([this, &ready] {
@@ -93,7 +96,10 @@ Status CopyLane::start(LanePaths paths) {
     const bool ok = status.ok();
     ready.set_value(std::move(status));
     if (ok) run();
+    // What a copy may still use is given back to nobody.
+    if (lost_.code() == Code::kUnavailable) keep_for_ever(std::make_shared<LanePaths>(std::move(paths_)));
     paths_ = {};  // on this thread: giving back their memory asks for events
+    later_ = nullptr;
     if (stream_ != nullptr) static_cast<void>(cudaStreamDestroy(stream_));  // teardown: nobody is left to tell
   });
   return result.get();
@@ -175,7 +181,8 @@ void CopyLane::run() {
       queue_.pop_front();
       issuing_ = job.get();
       lock.unlock();
-      const Status status = issue(*job);
+      // Where the device counts as lost, nothing is handed to it.
+      const Status status = lost_.code() == Code::kUnavailable ? lost_ : issue(*job);
       lock.lock();
       issuing_ = nullptr;
       lock.unlock();
@@ -199,6 +206,11 @@ void CopyLane::run() {
 
 Status CopyLane::issue(CudaJob& job) {
   LMCN_RETURN_IF_ERROR(job.ready);
+  if (LanePaths other; later_ != nullptr && later_(other)) {
+    later_ = nullptr;
+    if (other.chosen != nullptr) paths_ = std::move(other);
+    path_ = paths_.chosen->kind();
+  }
   LMCN_RETURN_IF_ERROR(cuda_check(cudaStreamWaitEvent(stream_, job.events.ready, 0), "cudaStreamWaitEvent"));
   LMCN_RETURN_IF_ERROR(cuda_check(cudaEventRecord(job.events.begin, stream_), "cudaEventRecord"));
   LMCN_RETURN_IF_ERROR(job.progress ? issue_by_layer(job) : issue_planes(job, 0, geometry_.planes().size()));
@@ -291,9 +303,33 @@ bool CopyLane::end_if_done(std::unique_ptr<CudaJob>& job) {
 void CopyLane::fail(std::unique_ptr<CudaJob> job, const Status& why) {
   job->outcome.fail_all(why);
   note_failure(*job, why);
+  if (why.code() != Code::kAborted) {
+    std::lock_guard lock(mutex_);
+    ++failed_jobs_;
+    last_failure_ = why;
+  }
   // Slots and pages may be handed out anew once the job is reported: not before the copies that were issued have ended.
-  const bool ended = !job->issued || drain(stream_).ok();
-  report(std::move(job), ended, 0);
+  const Status ended = job->issued ? settle() : Status();
+  if (ended.code() == Code::kUnavailable && job->job.direction == CopyDirection::kScatter) {
+    board_.strand(job->job.id, ended);
+    return;
+  }
+  report(std::move(job), ended.ok(), 0);
+}
+
+Status CopyLane::settle() {
+  if (lost_.code() == Code::kUnavailable) return lost_;
+  if (Status ended = drain(stream_, lost_after_); !ended.ok()) return lost_ = std::move(ended);
+  for (CopyPath* path : {paths_.chosen.get(), paths_.any_memory.get()}) {
+    if (path != nullptr) path->drained(stream_);
+  }
+  return {};
+}
+
+std::string CopyLane::failures() const {
+  std::lock_guard lock(mutex_);
+  if (failed_jobs_ == 0) return "";
+  return "; " + std::to_string(failed_jobs_) + " jobs failed by CUDA errors, the last by " + last_failure_.message();
 }
 
 void CopyLane::report(std::unique_ptr<CudaJob> job, bool copies_ended, double seconds) {

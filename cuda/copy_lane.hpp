@@ -14,6 +14,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -83,20 +84,32 @@ struct LanePaths {
   const HostRegistration* registration = nullptr;  // outlives the lane; null: `chosen` needs none
 };
 
+/// Before each job, on the lane's thread with its device current, until it answers true: other paths from now on, where it set
+/// some. What the lane begins with must keep nothing of what was enqueued.
+using LaterPaths = std::function<bool(LanePaths& paths)>;
+
 class CopyLane {
  public:
   /// All outlive the lane. start() must have succeeded before push().
-  CopyLane(const CopyGeometry& geometry, JobBoard& board, EventPool& events, int device)
-      : geometry_(geometry), board_(board), events_(events), device_(device) {}
-  ~CopyLane();  // ends all jobs pushed
+  CopyLane(const CopyGeometry& geometry, JobBoard& board, EventPool& events, int device, std::chrono::milliseconds lost_after)
+      : geometry_(geometry), board_(board), events_(events), device_(device), lost_after_(lost_after) {}
+  ~CopyLane() { stop(); }
 
-  /// Starts the thread and waits until its stream exists. kUnavailable.
-  Status start(LanePaths paths);
+  /// Starts the thread and waits until its stream exists. `later` may be null. kUnavailable.
+  Status start(LanePaths paths, LaterPaths later);
+  /// Ends all jobs pushed.
+  void stop();
   void push(std::unique_ptr<CudaJob> job);
   /// Of these, jobs in the queue end without any copy, before the jobs in flight; the one being issued ends where it is.
   void cancel(std::span<const std::uint64_t> ids);
   /// PagedCopier::wait_layers(). REQUIRES: layers within bounds; the device current when `stream` is a default stream.
   Status wait_layers(std::uint64_t id, std::uint32_t layers, std::chrono::milliseconds timeout, cudaStream_t stream);
+  PathKind path() const noexcept { return path_; }
+  /// Whether the end of a copy could not be established. kIoError: the device was lost before it. kUnavailable: it may still run.
+  /// REQUIRES: stop().
+  const Status& lost() const noexcept { return lost_; }
+  /// "; 2 jobs failed by CUDA errors, the last by cudaEventRecord: ..."; "": none. Thread-safe.
+  std::string failures() const;
   /// Items that were copied by LanePaths::any_memory. Thread-safe.
   std::uint64_t items_in_other_memory() const noexcept { return items_in_other_memory_; }
 
@@ -115,19 +128,25 @@ class CopyLane {
   void note_failure(CudaJob& job, const Status& why);
   /// Reports the job if its copies have ended.
   bool end_if_done(std::unique_ptr<CudaJob>& job);
-  /// Reports it once its copies have ended, or the device is lost.
+  /// Reports it once its copies have ended, or the device is lost; a load whose copies may then still run is stranded.
   void fail(std::unique_ptr<CudaJob> job, const Status& why);
+  /// Waits until all that was issued has ended.
+  Status settle();
   void report(std::unique_ptr<CudaJob> job, bool copies_ended, double seconds);
 
   const CopyGeometry& geometry_;
   JobBoard& board_;
   EventPool& events_;
   const int device_;
+  const std::chrono::milliseconds lost_after_;
   cudaStream_t stream_ = nullptr;
   LanePaths paths_;
+  LaterPaths later_;
+  std::atomic<PathKind> path_{PathKind::kMemcpy};
+  Status lost_;  // the lane's thread only
   std::atomic<std::uint64_t> items_in_other_memory_{0};
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable work_;
   std::condition_variable progress_;  // of jobs layer by layer
   std::deque<std::unique_ptr<CudaJob>> queue_;
@@ -135,6 +154,8 @@ class CopyLane {
   CudaJob* issuing_ = nullptr;                                                 // under mutex_
   bool cancel_due_ = false;                                                    // a job of the queue may be cancelled
   bool stop_ = false;
+  std::uint64_t failed_jobs_ = 0;                   // by errors of CUDA; under mutex_
+  Status last_failure_;                             // under mutex_
   std::deque<std::unique_ptr<CudaJob>> in_flight_;  // the lane's thread only; ends in this order
   std::thread thread_;
 };

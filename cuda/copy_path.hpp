@@ -52,6 +52,8 @@ class CopyPath {
   virtual PathKind kind() const noexcept = 0;
   const char* name() const noexcept { return path_name(kind()); }
   virtual std::size_t max_items() const noexcept = 0;
+  /// After an error: all that was enqueued on `stream` has ended since. REQUIRES: the path's device is current on this thread.
+  virtual void drained(cudaStream_t) {}
   /// Each rank part must lie in memory that CUDA maps as one range.
   virtual bool needs_mapped() const noexcept = 0;
 };

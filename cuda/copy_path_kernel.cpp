@@ -15,6 +15,7 @@ class KernelPath final : public CopyPath {
   PathKind kind() const noexcept override { return PathKind::kKernel; }
   std::size_t max_items() const noexcept override { return 32; }
   bool needs_mapped() const noexcept override { return true; }
+  void drained(cudaStream_t stream) override { kernel_->drained(stream); }
   Status enqueue(const PathTask& task, cudaStream_t stream) override {
     return kernel_->launch(task.job, task.job.direction, task.items, task.rank_parts, task.plane_begin, task.plane_end, stream,
                            kThreadBlocks);

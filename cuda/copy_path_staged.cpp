@@ -27,6 +27,7 @@ class StagedPath final : public CopyPath {
   PathKind kind() const noexcept override { return PathKind::kStaged; }
   std::size_t max_items() const noexcept override { return buffers_; }
   bool needs_mapped() const noexcept override { return false; }
+  void drained(cudaStream_t stream) override { kernel_->drained(stream); }
 
   Status enqueue(const PathTask& task, cudaStream_t stream) override {
     std::vector<std::byte*> parts;

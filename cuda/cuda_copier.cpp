@@ -2,28 +2,30 @@
 // fastest.
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "calibration.hpp"
-#include "calibration_cache.hpp"
 #include "copy/copy_geometry.hpp"
 #include "copy/job_board.hpp"
+#include "copy/process_copier.hpp"
 #include "copy_lane.hpp"
 #include "copy_path.hpp"
 #include "cuda_error.hpp"
 #include "host_registration.hpp"
 #include "lmcn/paged_copy.hpp"
+#include "measurement.hpp"
+#include "memory/slot_image.hpp"
+#include "per_process.hpp"
 
 namespace lmcn {
 namespace {
-
-// For repeating what was measured once, engines wait for it at start.
-constexpr std::chrono::milliseconds kCalibrationBudget{40};
 
 constexpr std::array kDirections{CopyDirection::kGather, CopyDirection::kScatter};
 
@@ -34,17 +36,6 @@ Result<std::optional<PathKind>> asked_path() {
   if (const std::optional<PathKind> path = path_of(asked)) return path;
   return Status(Code::kInvalidArgument,
                 "LMCN_COPY_PATH is \"" + std::string(asked) + "\", must be auto, memcpy, batch, kernel or staged");
-}
-
-/// On a thread of its own, with the device current there: whose thread this is keeps its device.
-template <class Work>
-Status on_device(int device, Work work) {
-  Status status;
-  std::thread([&] {
-    status = begin_cuda_thread(device, Code::kUnavailable);
-    if (status.ok()) status = work();
-  }).join();
-  return status;
 }
 
 /// The first and the last byte of each plane.
@@ -75,36 +66,60 @@ Status check_memory(const CopyGeometry& geometry, int device) {
 
 class CudaCopier final : public PagedCopier {
  public:
-  CudaCopier(CopyGeometry geometry, int device)
-      : geometry_(std::move(geometry)),
-        device_(device),
-        gather_(geometry_, board_, events_, device),
-        scatter_(geometry_, board_, events_, device) {}
+  CudaCopier(CopyGeometry geometry, int device, const CopierOptions& options)
+      : geometry_(std::move(geometry)), device_(device), arena_owner_(options.arena_owner) {
+    for (auto& lane : lanes_) lane = std::make_unique<CopyLane>(geometry_, board_, *events_, device, options.lost_after);
+  }
+
+  // What there is of the device is given back by a thread that has it current, whoever's thread this is.
+  ~CudaCopier() override {
+    static_cast<void>(on_cuda_thread(device_, [this](const Status&) {
+      for (const auto& lane : lanes_) lane->stop();
+      const auto lost = [&](Code code) {
+        return std::ranges::any_of(lanes_, [&](const auto& lane) { return lane->lost().code() == code; });
+      };
+      if (lost(Code::kUnavailable)) keep_for_ever(std::move(registration_));
+      if (lost(Code::kUnavailable) || lost(Code::kIoError)) keep_for_ever(std::move(arena_owner_));
+      maker_.reset();
+      registration_.reset();
+      for (auto& lane : lanes_) lane.reset();
+      events_.reset();
+    }));
+  }
 
   Status start(const PagedKvLayout& paged, const SlotLayout& slot, std::byte* arena_base, std::uint64_t arena_bytes,
                const CopierOptions& options, std::optional<PathKind> asked) {
     LanePaths paths[2];
-    LMCN_RETURN_IF_ERROR(on_device(device_, [&]() -> Status {
-      LMCN_RETURN_IF_ERROR(check_memory(geometry_, device_));
-      const Calibration calibration =
-          asked ? Calibration() : calibrate(paged, slot);  // before registering, which takes the driver's time
+    Status status;
+    static_cast<void>(on_cuda_thread(device_, [&](const Status& begun) {
+      status = begun;
+      if (status.ok()) status = check_memory(geometry_, device_);
+      if (!status.ok()) return;
+      if (!asked) measurement_ = Measurement::of(paged, slot, geometry_, device_);
       registration_ = HostRegistration::of(arena_base, arena_bytes, device_, {.slot_bytes = options.slot_bytes});
-      return asked ? make_paths(paths, *asked) : choose_paths(paths, calibration);
+      maker_.emplace(geometry_, device_, registration_.get());
+      for (const CopyDirection direction : kDirections) {
+        if (status.ok()) status = first_paths(direction, asked, paths[static_cast<std::size_t>(direction)]);
+      }
     }));
-    name_ = std::string("cuda-") + paths[0].chosen->name();
-    if (paths[0].chosen->kind() != paths[1].chosen->kind()) name_ += std::string("+") + paths[1].chosen->name();
-    LMCN_RETURN_IF_ERROR(gather_.start(std::move(paths[0])));
-    return scatter_.start(std::move(paths[1]));
+    LMCN_RETURN_IF_ERROR(status);
+    for (const CopyDirection direction : kDirections) {
+      LaterPaths later;
+      if (choice(direction).empty()) later = [this, direction](LanePaths& other) { return later_paths(direction, other); };
+      LMCN_RETURN_IF_ERROR(lane(direction).start(std::move(paths[static_cast<std::size_t>(direction)]), std::move(later)));
+    }
+    return {};
   }
 
   Status submit(CopyJob job) override {
+    LMCN_RETURN_IF_ERROR(board_.stranded());
     LMCN_RETURN_IF_ERROR(geometry_.check_job(job));
     LMCN_RETURN_IF_ERROR(board_.begin(job.id));
     auto accepted = std::make_unique<CudaJob>(geometry_, std::move(job));
     // From here on a CUDA error is the job's: its result and its rank words say so.
     accepted->ready = record_ready(*accepted);
-    CopyLane& lane = accepted->job.direction == CopyDirection::kGather ? gather_ : scatter_;
-    lane.push(std::move(accepted));
+    CopyLane& pushed_to = lane(accepted->job.direction);
+    pushed_to.push(std::move(accepted));
     return {};
   }
 
@@ -113,82 +128,97 @@ class CudaCopier final : public PagedCopier {
   Status wait_layers(std::uint64_t id, std::uint32_t layers, std::chrono::milliseconds timeout, std::uint64_t stream) override {
     LMCN_RETURN_IF_ERROR(geometry_.check_layers(layers));
     const auto waiting = reinterpret_cast<cudaStream_t>(static_cast<std::uintptr_t>(stream));
-    if (!is_default(waiting)) return scatter_.wait_layers(id, layers, timeout, waiting);
+    if (!is_default(waiting)) return lane(CopyDirection::kScatter).wait_layers(id, layers, timeout, waiting);
     DeviceGuard guard(device_);
     LMCN_RETURN_IF_ERROR(guard.status());
-    return scatter_.wait_layers(id, layers, timeout, waiting);
+    return lane(CopyDirection::kScatter).wait_layers(id, layers, timeout, waiting);
   }
   void cancel(std::span<const std::uint64_t> ids) override {
-    gather_.cancel(ids);
-    scatter_.cancel(ids);
+    for (const auto& lane : lanes_) lane->cancel(ids);
   }
-  std::string name() const override { return name_; }
+  Status lost() const override { return board_.stranded(); }
+  std::string name() const override {
+    const PathKind stores = lanes_[0]->path(), loads = lanes_[1]->path();
+    return std::string("cuda-") + path_name(stores) + (stores == loads ? "" : std::string("+") + path_name(loads));
+  }
   std::string details() const override {
-    std::string text = choice_ + "; arena " + registration_->describe();
-    const std::uint64_t slow = gather_.items_in_other_memory() + scatter_.items_in_other_memory();
+    std::string text = choice(CopyDirection::kGather), loads = choice(CopyDirection::kScatter);
+    if (text.empty()) text = "memcpy until the paths are measured";
+    if (loads.empty()) loads = "memcpy until the paths are measured";
+    if (text != loads) text += "; " + loads;
+    {
+      std::lock_guard lock(mutex_);
+      text += notes_;
+    }
+    text += "; arena " + registration_->describe();
+    const std::uint64_t slow = lanes_[0]->items_in_other_memory() + lanes_[1]->items_in_other_memory();
     if (slow > 0) text += "; " + std::to_string(slow) + " items copied by memcpy for want of registered memory";
+    for (const auto& lane : lanes_) text += lane->failures();
     return text;
   }
 
  private:
-  /// The path for a direction and what it needs beside it. kUnavailable and the like: not here.
-  Status make_path(PathMaker& maker, PathKind kind, LanePaths& paths) {
-    Result<std::unique_ptr<CopyPath>> chosen = maker.make(kind);
+  CopyLane& lane(CopyDirection direction) { return *lanes_[static_cast<std::size_t>(direction)]; }
+  std::string choice(CopyDirection direction) const {
+    std::lock_guard lock(mutex_);
+    return choices_[static_cast<std::size_t>(direction)];
+  }
+
+  /// Once, though it is of both directions. REQUIRES: mutex_ held.
+  void note(const Status& why) {
+    if (notes_.find("; " + why.message()) == std::string::npos) notes_ += "; " + why.message();
+  }
+
+  /// The path for a direction and what it needs beside it. kUnavailable and the like: not here. REQUIRES: mutex_ held.
+  Status make_path(PathKind kind, LanePaths& paths) {
+    paths = {};
+    Result<std::unique_ptr<CopyPath>> chosen = maker_->make(kind);
     if (!chosen.ok()) return {chosen.status().code(), std::string(path_name(kind)) + ": " + chosen.status().message()};
     paths.chosen = std::move(chosen).value();
     if (!paths.chosen->needs_mapped()) return {};
-    Result<std::unique_ptr<CopyPath>> any = maker.make(PathKind::kMemcpy);
+    Result<std::unique_ptr<CopyPath>> any = maker_->make(PathKind::kMemcpy);
     if (!any.ok()) return any.status();
     paths.any_memory = std::move(any).value();
     paths.registration = registration_.get();
     return {};
   }
 
-  Status make_paths(LanePaths (&paths)[2], PathKind kind) {
-    PathMaker maker(geometry_, device_, registration_.get());
-    for (LanePaths& lane : paths) LMCN_RETURN_IF_ERROR(make_path(maker, kind, lane));
-    choice_ = std::string(path_name(kind)) + " as LMCN_COPY_PATH asks";
+  Status first_paths(CopyDirection direction, std::optional<PathKind> asked, LanePaths& paths) {
+    if (!asked && measurement_->ended()) return choose_paths(direction, paths);
+    std::lock_guard lock(mutex_);
+    if (asked) choices_[static_cast<std::size_t>(direction)] = std::string(path_name(*asked)) + " as LMCN_COPY_PATH asks";
+    return make_path(asked.value_or(PathKind::kMemcpy), paths);
+  }
+
+  /// REQUIRES: the measurement has ended.
+  Status choose_paths(CopyDirection direction, LanePaths& paths) {
+    const Calibration& calibration = measurement_->calibration();
+    std::lock_guard lock(mutex_);
+    const PathKind kind = fastest(calibration, direction).value_or(PathKind::kMemcpy);
+    Status made = make_path(kind, paths);
+    if (!made.ok() && kind != PathKind::kMemcpy) {
+      note(made);
+      made = make_path(PathKind::kMemcpy, paths);
+    }
+    LMCN_RETURN_IF_ERROR(made);
+    const std::string rates = describe(calibration, direction);
+    choices_[static_cast<std::size_t>(direction)] = (direction == CopyDirection::kGather ? "stores by " : "loads by ") +
+                                                    std::string(paths.chosen->name()) +
+                                                    (rates.empty() ? "" : " (GB/s: " + rates + ")");
+    if (!std::exchange(noted_, true)) notes_ += measurement_->notes();
     return {};
   }
 
-  Status choose_paths(LanePaths (&paths)[2], const Calibration& calibration) {
-    PathMaker maker(geometry_, device_, registration_.get());
-    for (const CopyDirection direction : kDirections) {
-      LanePaths& lane = paths[static_cast<std::size_t>(direction)];
-      const PathKind kind = fastest(calibration, direction).value_or(PathKind::kMemcpy);
-      Status made = make_path(maker, kind, lane);
-      if (!made.ok() && kind != PathKind::kMemcpy) {
-        notes_ += "; " + made.message();
-        made = make_path(maker, PathKind::kMemcpy, lane);
-      }
-      LMCN_RETURN_IF_ERROR(made);
-      const std::string rates = describe(calibration, direction);
-      choice_ += std::string(choice_.empty() ? "" : "; ") + (direction == CopyDirection::kGather ? "stores" : "loads") + " by " +
-                 lane.chosen->name() + (rates.empty() ? "" : " (GB/s: " + rates + ")");
+  /// LaterPaths of a lane that began before the measurement ended.
+  bool later_paths(CopyDirection direction, LanePaths& other) {
+    if (!measurement_->ended()) return false;
+    if (const Status chosen = choose_paths(direction, other); !chosen.ok()) {
+      other = {};
+      std::lock_guard lock(mutex_);
+      choices_[static_cast<std::size_t>(direction)] = direction == CopyDirection::kGather ? "stores by memcpy" : "loads by memcpy";
+      note(chosen);
     }
-    choice_ += notes_;
-    return {};
-  }
-
-  Calibration calibrate(const PagedKvLayout& paged, const SlotLayout& slot) {
-    const Result<CalibrationKey> key = CalibrationKey::of(geometry_, slot.chunk_tokens, device_);
-    const Result<CalibrationCache> cache = CalibrationCache::open();
-    const Status no_cache = !key.ok() ? key.status() : cache.status();
-    if (no_cache.ok()) {
-      if (std::optional<Calibration> known = cache->load(*key)) {
-        notes_ += "; measured earlier: " + cache->path_of(*key);
-        return *std::move(known);
-      }
-    }
-    const std::vector<PathKind> candidates = candidates_of(geometry_);
-    Calibration measured = measure_paths(paged, slot, device_, candidates, kCalibrationBudget);
-    for (const std::string& note : measured.notes) notes_ += "; " + note;
-    Status kept = no_cache;
-    // What failed today, for want of memory perhaps, is tried again by the next process.
-    const bool complete = measured.notes.empty() && measured.rates.size() == candidates.size();
-    if (kept.ok() && complete) kept = cache->store(*key, measured);
-    if (!kept.ok()) notes_ += "; not kept: " + kept.message();
-    return measured;
+    return true;
   }
 
   /// Those mean another stream on each device.
@@ -199,11 +229,11 @@ class CudaCopier final : public PagedCopier {
   /// Marks, on the engine's stream, the point the copies must wait for: after the writes a store reads, after the reads a load
   /// overwrites.
   Status record_ready(CudaJob& job) {
-    if (!events_.take(job.events)) {
+    if (!events_->take(job.events)) {
       DeviceGuard guard(device_);
       LMCN_RETURN_IF_ERROR(guard.status());
-      LMCN_RETURN_IF_ERROR(events_.create());
-      if (!events_.take(job.events)) return {Code::kResourceExhausted, "every CUDA event is in use"};
+      LMCN_RETURN_IF_ERROR(events_->create());
+      if (!events_->take(job.events)) return {Code::kResourceExhausted, "every CUDA event is in use"};
     }
     const auto stream = reinterpret_cast<cudaStream_t>(static_cast<std::uintptr_t>(job.job.stream));
     if (!is_default(stream)) {
@@ -216,11 +246,17 @@ class CudaCopier final : public PagedCopier {
 
   const CopyGeometry geometry_;
   const int device_;
+  std::shared_ptr<const void> arena_owner_;
   std::shared_ptr<HostRegistration> registration_;
-  std::string name_, choice_, notes_;
+  std::shared_ptr<const Measurement> measurement_;  // null: LMCN_COPY_PATH says the path
   JobBoard board_;
-  EventPool events_;
-  CopyLane gather_, scatter_;  // last: their threads use all of the above
+  std::unique_ptr<EventPool> events_ = std::make_unique<EventPool>();
+  std::array<std::unique_ptr<CopyLane>, 2> lanes_;  // by direction
+
+  mutable std::mutex mutex_;
+  std::optional<PathMaker> maker_;
+  std::string choices_[2], notes_;  // a choice of "": none yet
+  bool noted_ = false;
 };
 
 Status check_device(int device) {
@@ -242,9 +278,27 @@ Result<std::unique_ptr<PagedCopier>> make_cuda_copier(const PagedKvLayout& paged
   if (Status status = check_device(device); !status.ok()) return status;
   const Result<std::optional<PathKind>> asked = asked_path();
   if (!asked.ok()) return asked.status();
-  auto copier = std::make_unique<CudaCopier>(std::move(geometry).value(), device);
+  auto copier = std::make_unique<CudaCopier>(std::move(geometry).value(), device, options);
   if (Status status = copier->start(paged, slot, arena_base, arena_bytes, options, *asked); !status.ok()) return status;
-  return std::unique_ptr<PagedCopier>(std::move(copier));
+  return of_this_process(std::move(copier));
+}
+
+Result<bool> prepare_cuda_copier(const PagedKvLayout& paged, const SlotLayout& slot, int device, std::chrono::milliseconds wait) {
+  const Result<std::optional<PathKind>> asked = asked_path();
+  if (!asked.ok()) return asked.status();
+  if (asked->has_value()) return true;
+  if (slot.rank_bytes <= 0) return Status(Code::kInvalidArgument, "rank_bytes is " + std::to_string(slot.rank_bytes));
+  // An arena of one slot, anywhere: of slots the measurement knows their layout only.
+  const Result<CopyGeometry> geometry = CopyGeometry::make(paged, slot, reinterpret_cast<std::byte*>(kPageBytes),
+                                                           image_bytes(static_cast<std::uint64_t>(slot.rank_bytes)), 0);
+  if (!geometry.ok()) return geometry.status();
+  if (Status status = check_device(device); !status.ok()) return status;
+  std::shared_ptr<const Measurement> measurement;
+  const Status begun = on_cuda_thread(device, [&](const Status& current) {
+    if (current.ok()) measurement = Measurement::of(paged, slot, *geometry, device);
+  });
+  if (!begun.ok()) return begun;
+  return measurement->wait(wait);
 }
 
 }  // namespace lmcn

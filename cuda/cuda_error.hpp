@@ -63,22 +63,47 @@ constexpr bool is_lost(cudaError_t error) noexcept {
   }
 }
 
-/// After a call that failed: waits until all that was handed to `stream` has ended, however often asking fails. Not ok: the device
-/// is lost, and whether it has ended cannot be known.
-inline Status drain(cudaStream_t stream) {
+/// How long asking may fail before a device counts as lost.
+inline constexpr std::chrono::milliseconds kLostAfter{30'000};
+
+/// After a call that failed: waits until all that was handed to `stream` has ended, though asking fails. Not ok: whether it has
+/// ended cannot be known. kIoError: the device is lost, nothing runs on it any more. kUnavailable: asking has failed for
+/// `lost_after`, and what was handed over may still run.
+inline Status drain(cudaStream_t stream, std::chrono::milliseconds lost_after = kLostAfter) {
+  const auto deadline = std::chrono::steady_clock::now() + lost_after;
   for (;;) {
     const cudaError_t error = cudaStreamSynchronize(stream);
     if (error == cudaSuccess || is_lost(error)) return cuda_check(error, "cudaStreamSynchronize");
-    static_cast<void>(cudaGetLastError());
+    const Status failed = cuda_check(error, "cudaStreamSynchronize", Code::kUnavailable);
+    if (std::chrono::steady_clock::now() >= deadline) {
+      return {Code::kUnavailable, "the CUDA device counts as lost after " + std::to_string(lost_after.count()) +
+                                      " ms of errors, and may still copy: " + failed.message()};
+    }
     std::this_thread::sleep_for(std::chrono::milliseconds(1));  // between two questions
   }
 }
 
-/// Makes `device` current on this thread until the end of the block. Going back to a device that this process never used creates a
-/// context there, so guard only calls that depend on the current device: event creation, and the default streams.
+/// On a thread of its own with the device current there, and waits for it: whose thread this is keeps its device, and needs none.
+/// Not ok: of making it so; `work` has run all the same.
+template <class Work>
+Status on_cuda_thread(int device, Work work) {
+  Status begun;
+  std::thread([&] {
+    begun = begin_cuda_thread(device, Code::kUnavailable);
+    work(begun);
+  }).join();
+  return begun;
+}
+
+/// Makes `device` current on this thread, and its capture mode relaxed, until the end of the block. Going back to a device that
+/// this process never used creates a context there, so guard only calls that depend on the current device: event creation, and the
+/// default streams.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device, Code code = Code::kIoError) {
+    status_ = cuda_check(cudaThreadExchangeStreamCaptureMode(&mode_), "cudaThreadExchangeStreamCaptureMode", code);
+    if (!status_.ok()) return;
+    relaxed_ = true;
     status_ = cuda_check(cudaGetDevice(&before_), "cudaGetDevice", code);
     if (!status_.ok() || before_ == device) return;
     status_ = cuda_check(cudaSetDevice(device), "cudaSetDevice", code);
@@ -87,14 +112,16 @@ class DeviceGuard {
   ~DeviceGuard() {
     // Nobody is left to tell; a device that was current a moment ago is accepted again.
     if (changed_) static_cast<void>(cudaSetDevice(before_));
+    if (relaxed_) static_cast<void>(cudaThreadExchangeStreamCaptureMode(&mode_));
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
   const Status& status() const noexcept { return status_; }
 
  private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;  // that of the thread meanwhile
   int before_ = 0;
-  bool changed_ = false;
+  bool relaxed_ = false, changed_ = false;
   Status status_;
 };
 

@@ -9,6 +9,7 @@
 #include "base/seq_points.hpp"
 #include "copy/job_board.hpp"
 #include "cuda_error.hpp"
+#include "per_process.hpp"
 
 namespace lmcn {
 namespace {
@@ -22,15 +23,11 @@ struct Shared {
   std::uint64_t bytes = 0;
   std::size_t holders = 0;
 };
-// Held also while a registration ends: who comes meanwhile must not find memory registered that is about to be unregistered.
-std::mutex& shared_mutex() {
-  static auto* const mutex = new std::mutex;  // never destroyed: copiers may outlive this file's statics
-  return *mutex;
-}
-std::map<std::byte*, Shared>& shared() {
-  static auto* const map = new std::map<std::byte*, Shared>;
-  return *map;
-}
+struct AllShared {
+  // Held also while a registration ends: who comes meanwhile must not find memory registered that is about to be unregistered.
+  std::mutex mutex;
+  std::map<std::byte*, Shared> by_base;
+};
 
 std::string gib(std::uint64_t bytes) {
   char text[32];
@@ -44,20 +41,22 @@ std::shared_ptr<HostRegistration> HostRegistration::of(std::byte* base, std::uin
                                                        const HostRegistrationOptions& options) {
   const auto holding = [base](HostRegistration* registration) {
     return std::shared_ptr<HostRegistration>(registration, [base](HostRegistration* held) {
-      std::lock_guard lock(shared_mutex());
-      const auto found = shared().find(base);
-      if (found == shared().end() || found->second.registration != held) {
+      AllShared& all = per_process<AllShared>();
+      std::lock_guard lock(all.mutex);
+      const auto found = all.by_base.find(base);
+      if (found == all.by_base.end() || found->second.registration != held) {
         delete held;  // one that overlapped
         return;
       }
       if (--found->second.holders > 0) return;
-      shared().erase(found);
+      all.by_base.erase(found);
       delete held;
     });
   };
-  std::lock_guard lock(shared_mutex());
+  AllShared& all = per_process<AllShared>();
+  std::lock_guard lock(all.mutex);
   Status refused;
-  for (auto& [other, entry] : shared()) {
+  for (auto& [other, entry] : all.by_base) {
     if (other == base && entry.bytes == bytes) {
       ++entry.holders;
       return holding(entry.registration);
@@ -67,7 +66,7 @@ std::shared_ptr<HostRegistration> HostRegistration::of(std::byte* base, std::uin
     }
   }
   auto* const made = new HostRegistration(base, bytes, device, options, refused);
-  if (refused.ok()) shared().emplace(base, Shared{made, bytes, 1});
+  if (refused.ok()) all.by_base.emplace(base, Shared{made, bytes, 1});
   return holding(made);
 }
 
@@ -132,11 +131,27 @@ Status HostRegistration::register_piece(std::size_t index) {
   return status;
 }
 
-// Registered by somebody else: perhaps only in part, or in ranges that the device sees apart from each other.
+// Registered by somebody else, in a way of theirs. Where addresses are unified all that is registered is mapped and portable,
+// whatever was asked for.
+Status HostRegistration::check_flags(std::byte* at) const {
+  constexpr unsigned kWanted = cudaHostRegisterPortable | cudaHostRegisterMapped;
+  constexpr unsigned kUnusable = cudaHostRegisterIoMemory | cudaHostRegisterReadOnly;
+  unsigned flags = 0;
+  LMCN_RETURN_IF_ERROR(cuda_check(cudaHostGetFlags(&flags, at), "cudaHostGetFlags"));
+  int unified = 0;
+  LMCN_RETURN_IF_ERROR(
+      cuda_check(cudaDeviceGetAttribute(&unified, cudaDevAttrUnifiedAddressing, device_), "cudaDeviceGetAttribute"));
+  if ((flags & kUnusable) == 0 && (unified != 0 || (flags & kWanted) == kWanted)) return {};
+  return {Code::kUnsupported, "somebody else registered it with flags " + std::to_string(flags) + ", portable and mapped memory (" +
+                                  std::to_string(kWanted) + ") is needed that is neither I/O memory nor read-only"};
+}
+
+// Perhaps only a part is registered, or ranges that the device sees apart from each other.
 Status HostRegistration::map_piece(std::size_t index, State as) {
   void* device = nullptr;
   LMCN_RETURN_IF_ERROR(cuda_check(cudaHostGetDevicePointer(&device, begin(index), 0), "cudaHostGetDevicePointer"));
   if (as == State::kFound) {
+    LMCN_RETURN_IF_ERROR(check_flags(begin(index)));
     const std::uint64_t last = length(index) - 1;
     for (std::uint64_t at = std::min(kProbeBytes, last);; at = std::min(at + kProbeBytes, last)) {
       void* there = nullptr;
@@ -144,6 +159,7 @@ Status HostRegistration::map_piece(std::size_t index, State as) {
       if (static_cast<std::byte*>(there) - static_cast<std::byte*>(device) != static_cast<std::ptrdiff_t>(at)) {
         return {Code::kUnsupported, "somebody else registered it in ranges that are not one for the device"};
       }
+      LMCN_RETURN_IF_ERROR(check_flags(begin(index) + at));
       if (at == last) break;
     }
   }

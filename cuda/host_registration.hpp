@@ -25,7 +25,7 @@ struct HostRegistrationOptions {
 };
 
 /// Thread-safe; the questions never wait. Pieces that could not be registered stay ordinary memory for good: after the first
-/// failure no more is tried.
+/// failure no more is tried. What somebody else has registered is used where it is mapped for this device and portable.
 class HostRegistration {
  public:
   /// The registration of an arena, begun if nobody in this process has it yet, shared if somebody has (`options` are then theirs).
@@ -66,6 +66,7 @@ class HostRegistration {
   void run();
   Status register_piece(std::size_t index);
   Status map_piece(std::size_t index, State as);
+  Status check_flags(std::byte* at) const;
   std::uint64_t length(std::size_t index) const noexcept;
   std::byte* begin(std::size_t index) const noexcept { return base_ + index * piece_bytes_; }
 

@@ -254,4 +254,11 @@ Status PagedKernel::launch(const CopyJob& job, CopyDirection direction, std::spa
   return {};
 }
 
+void PagedKernel::drained(cudaStream_t stream) {
+  for (auto& ring : rings_) {
+    std::lock_guard lock(ring->mutex());
+    ring->drained(stream);
+  }
+}
+
 }  // namespace lmcn

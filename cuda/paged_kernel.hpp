@@ -37,10 +37,13 @@ class PagedKernel {
   /// blocks run at a time for it. Waits for the device only when the launches of this direction that have not run fill the ring.
   /// REQUIRES: `job` passed geometry.check_job(); the device is current on this thread and `stream` is one of its streams.
   /// kInvalidArgument: sizes of `items` and `rank_parts` differ, an item, plane or rank part is out of bounds, max_ctas is 0.
-  /// After an error a part of the copy may have been enqueued.
+  /// After an error a part of the copy may have been enqueued; call drained() once it has ended, or it keeps its part of the ring.
   Status launch(const CopyJob& job, CopyDirection direction, std::span<const std::uint32_t> items,
                 std::span<std::byte* const> rank_parts, std::size_t plane_begin, std::size_t plane_end, cudaStream_t stream,
                 unsigned max_ctas);
+
+  /// All that `stream` held has ended. REQUIRES: the device is current on this thread.
+  void drained(cudaStream_t stream);
 
  private:
   PagedKernel(const CopyGeometry& geometry, std::size_t plan_bytes);

@@ -1,7 +1,5 @@
 #include "plan_ring.hpp"
 
-#include <utility>
-
 #include "cuda_error.hpp"
 
 namespace lmcn {
@@ -15,9 +13,9 @@ constexpr std::size_t aligned(std::size_t bytes) {
 
 PlanRing::~PlanRing() {
   // Nobody is left to tell of errors. Memory that a device may still read stays mapped.
-  bool ended = broken_.ok();
+  bool ended = true;
   for (const Launch& launch : launches_) {
-    ended = cudaEventSynchronize(launch.event) == cudaSuccess && ended;
+    ended = launch.failure.ok() && cudaEventSynchronize(launch.event) == cudaSuccess && ended;
     static_cast<void>(cudaEventDestroy(launch.event));
   }
   for (cudaEvent_t event : free_events_) static_cast<void>(cudaEventDestroy(event));
@@ -55,12 +53,13 @@ bool PlanRing::place(std::size_t bytes, std::size_t& begin) const {
 Status PlanRing::retire(bool wait) {
   while (!launches_.empty()) {
     const cudaEvent_t event = launches_.front().event;
+    if (!launches_.front().failure.ok()) return wait ? launches_.front().failure : Status();
     const cudaError_t error = wait ? cudaEventSynchronize(event) : cudaEventQuery(event);
     if (error == cudaErrorNotReady) {
       static_cast<void>(cudaGetLastError());
       return {};
     }
-    if (error != cudaSuccess) return broken_ = cuda_check(error, wait ? "cudaEventSynchronize" : "cudaEventQuery");
+    LMCN_RETURN_IF_ERROR(cuda_check(error, wait ? "cudaEventSynchronize" : "cudaEventQuery"));
     free_events_.push_back(event);
     launches_.pop_front();
     wait = false;
@@ -69,7 +68,6 @@ Status PlanRing::retire(bool wait) {
 }
 
 Status PlanRing::take(std::size_t bytes, Slice& slice) {
-  LMCN_RETURN_IF_ERROR(broken_);
   LMCN_RETURN_IF_ERROR(retire(false));
   taken_bytes_ = aligned(bytes);
   while (!place(taken_bytes_, taken_begin_)) LMCN_RETURN_IF_ERROR(retire(true));
@@ -84,11 +82,19 @@ Status PlanRing::take(std::size_t bytes, Slice& slice) {
 
 Status PlanRing::keep(cudaStream_t stream) {
   const cudaEvent_t event = free_events_.back();
-  if (Status status = cuda_check(cudaEventRecord(event, stream), "cudaEventRecord"); !status.ok())
-    return broken_ = std::move(status);
   free_events_.pop_back();
-  launches_.push_back({taken_begin_, taken_begin_ + taken_bytes_, event});
-  return {};
+  const Status recorded = cuda_check(cudaEventRecord(event, stream), "cudaEventRecord");
+  launches_.push_back({taken_begin_, taken_begin_ + taken_bytes_, event, stream, recorded});
+  return recorded;
+}
+
+void PlanRing::drained(cudaStream_t stream) {
+  std::erase_if(launches_, [stream](const Launch& launch) {
+    if (launch.stream != stream) return false;
+    // Nobody waits for it any more, and nobody is left to tell of an error.
+    if (cudaEventDestroy(launch.event) != cudaSuccess) static_cast<void>(cudaGetLastError());
+    return true;
+  });
 }
 
 }  // namespace lmcn

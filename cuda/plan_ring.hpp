@@ -34,8 +34,10 @@ class PlanRing {
   /// ring.
   Status take(std::size_t bytes, Slice& slice);
   /// The slice taken last is read by what `stream` holds so far; also when a launch failed, for it may have begun. After an error
-  /// of this or of waiting the ring gives out nothing more: what the device still reads is not known.
+  /// the slice is not given out again before drained(stream): when it was read is not known.
   Status keep(cudaStream_t stream);
+  /// All that `stream` held has ended: what was kept for it is free, and events that could not be asked are replaced.
+  void drained(cudaStream_t stream);
 
   /// Launches not known to have run.
   std::size_t pending() const { return launches_.size(); }
@@ -44,6 +46,8 @@ class PlanRing {
   struct Launch {
     std::size_t begin = 0, end = 0;
     cudaEvent_t event = nullptr;
+    cudaStream_t stream = nullptr;
+    Status failure;  // of recording `event`: it says nothing
   };
   bool place(std::size_t bytes, std::size_t& begin) const;
   Status retire(bool wait);
@@ -55,7 +59,6 @@ class PlanRing {
   std::size_t taken_begin_ = 0, taken_bytes_ = 0;
   std::deque<Launch> launches_;  // in order of place, the oldest first
   std::vector<cudaEvent_t> free_events_;
-  Status broken_;
 };
 
 }  // namespace lmcn

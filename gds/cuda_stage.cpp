@@ -133,7 +133,9 @@ class CudaLane final : public DeviceStageLane {
     Status status = std::move(enqueued);
     if (status.ok()) status = cuda_check(cudaEventRecord(ended_, stream_), "cudaEventRecord");
     if (status.ok()) status = cuda_check(cudaEventSynchronize(ended_), "cudaEventSynchronize");
-    if (!status.ok()) broken_ = drain(stream_);
+    if (status.ok()) return {};
+    broken_ = drain(stream_);
+    if (broken_.ok() && kernel_ != nullptr) kernel_->drained(stream_);
     return status;
   }
 
@@ -155,7 +157,11 @@ class CudaStage final : public DeviceStage {
       : geometry_(geometry), options_(options), device_(device) {}
 
   ~CudaStage() override {
-    if (memory_ != nullptr && cudaFree(memory_) != cudaSuccess) static_cast<void>(cudaGetLastError());
+    // Whoever ends a loader may have any device current, or none. Nobody is left to tell of an error.
+    static_cast<void>(on_cuda_thread(device_, [this](const Status&) {
+      kernel_.reset();
+      if (memory_ != nullptr) static_cast<void>(cudaFree(memory_));
+    }));
   }
 
   Status allocate() {

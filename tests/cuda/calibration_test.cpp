@@ -8,8 +8,10 @@
 #include <fstream>
 #include <iterator>
 
+#include "base/seq_points.hpp"
 #include "calibration_cache.hpp"
 #include "cuda_fixture.hpp"
+#include "measurement.hpp"
 
 namespace lmcn::copier_suite {
 namespace {
@@ -197,6 +199,138 @@ TEST_F(CudaCalibration, IsKeptPrivateAndUsedAgain) {
   EXPECT_EQ(again->name(), "cuda-kernel") << "what was measured earlier";
   EXPECT_NE(again->details().find("; measured earlier: " + files()[0].string()), std::string::npos) << again->details();
   EXPECT_EQ(fake_cuda::calls("cudaEventElapsedTime"), 0);
+}
+
+// An engine registers its memory, then serves: it waits no longer than it said, and its first jobs need not wait at all.
+TEST_F(CudaCalibration, JobsAreCopiedWhileItIsMeasured) {
+  make_fast("kernel");
+  copier_.reset();
+  Measurement::forget_all();
+  SeqPointScope scope;
+  SeqPoints::hold("measurement.begin");
+  const auto prepare = [&](std::chrono::milliseconds wait) { return prepare_cuda_copier(paged_->layout(), slot_, kDevice, wait); };
+  EXPECT_FALSE(prepare(1ms).value());
+  copier_ = make_cuda_copier(paged_->layout(), slot_, arena_->base(), arena_->bytes(), case_.options, kDevice).value();
+  EXPECT_EQ(copier_->name(), "cuda-memcpy");
+  EXPECT_EQ(copier_->details().find("memcpy until the paths are measured; arena "), 0u) << copier_->details();
+  const auto copies = [&](std::uint64_t id) {
+    begin_slots();
+    ASSERT_TRUE(copier_->submit(job(id, CopyDirection::kGather, {0, 1})).ok());
+    EXPECT_EQ(only_result(id).message, "");
+    for (const std::size_t s : {0, 1}) expect_gathered(s);
+    EXPECT_EQ(arena_->compare(), "");
+    ASSERT_TRUE(copier_->submit(layered_job(id, {2, 3})).ok());
+    EXPECT_EQ(only_result(id).message, "");
+    for (const std::size_t s : {2, 3})
+      for (const std::int64_t layer : {0, 1}) expect_loaded(s, layer);
+    EXPECT_EQ(paged_->compare(), "");
+  };
+  copies(1);
+  EXPECT_EQ(fake_cuda::calls("cudaLaunchKernelExC"), 0);
+  SeqPoints::release("measurement.begin");
+  EXPECT_TRUE(prepare(60s).value());
+  EXPECT_EQ(copier_->name(), "cuda-memcpy") << "paths change between jobs";
+  paged_->fill(std::byte{1});
+  paged_->upload();
+  const int launches = fake_cuda::calls("cudaLaunchKernelExC");
+  copies(2);
+  EXPECT_EQ(copier_->name(), "cuda-kernel");
+  EXPECT_EQ(copier_->details().find("stores by kernel (GB/s: batch "), 0u) << copier_->details();
+  EXPECT_GT(fake_cuda::calls("cudaLaunchKernelExC"), launches);
+}
+
+TEST_F(CudaCalibration, ACopierThatWasNotPreparedBeginsItAndWaitsForNothing) {
+  make_fast("cuMemcpyBatchAsync");
+  copier_.reset();
+  Measurement::forget_all();
+  SeqPointScope scope;
+  SeqPoints::hold("measurement.begin");
+  copier_ = make_cuda_copier(paged_->layout(), slot_, arena_->base(), arena_->bytes(), case_.options, kDevice).value();
+  ASSERT_TRUE(SeqPoints::wait_until_reached("measurement.begin", 60s));
+  EXPECT_EQ(copier_->name(), "cuda-memcpy");
+  SeqPoints::release("measurement.begin");
+  EXPECT_TRUE(prepare_cuda_copier(paged_->layout(), slot_, kDevice, 60s).value());
+  ASSERT_TRUE(copier_->submit(job(1, CopyDirection::kGather, {0})).ok());
+  EXPECT_TRUE(only_result(1).ok);
+  EXPECT_EQ(copier_->name(), "cuda-batch+memcpy") << "no load came yet";
+  const std::string details = copier_->details();
+  EXPECT_EQ(details.find("stores by batch (GB/s: "), 0u) << details;
+  EXPECT_NE(details.find("); memcpy until the paths are measured; arena "), std::string::npos) << details;
+}
+
+TEST_F(CudaCalibration, AProcessMeasuresALayoutOnce) {
+  make_fast("kernel");
+  EXPECT_EQ(make()->name(), "cuda-kernel");
+  fs::remove_all(folder());
+  fake_cuda::reset();
+  make_fast("cuMemcpyBatchAsync");
+  const auto again = make_cuda_copier(paged_->layout(), slot_, arena_->base(), arena_->bytes(), case_.options, kDevice);
+  EXPECT_EQ((*again)->name(), "cuda-kernel");
+  EXPECT_EQ(fake_cuda::calls("cudaEventElapsedTime"), 0);
+}
+
+TEST_F(CudaCalibration, WhatWasMeasuredButCannotBeMadeLaterIsANote) {
+  make_fast("kernel");
+  copier_.reset();
+  Measurement::forget_all();
+  SeqPointScope scope;
+  SeqPoints::hold("measurement.begin");
+  copier_ = make_cuda_copier(paged_->layout(), slot_, arena_->base(), arena_->bytes(), case_.options, kDevice).value();
+  SeqPoints::release("measurement.begin");
+  EXPECT_TRUE(prepare_cuda_copier(paged_->layout(), slot_, kDevice, 60s).value());
+  fake_cuda::fail("cudaMalloc", 1, cudaErrorMemoryAllocation);  // the table of planes
+  ASSERT_TRUE(copier_->submit(job(1, CopyDirection::kGather, {0})).ok());
+  EXPECT_EQ(only_result(1).message, "");
+  EXPECT_EQ(copier_->name(), "cuda-memcpy");
+  // Not even that: it goes on with what it has.
+  fake_cuda::fail_all("cudaMalloc", cudaErrorMemoryAllocation);
+  fake_cuda::fail_all("cudaDeviceGetAttribute", cudaErrorMemoryAllocation);
+  ASSERT_TRUE(copier_->submit(job(2, CopyDirection::kScatter, {1})).ok());
+  EXPECT_EQ(only_result(2).message, "");
+  for (const std::int64_t layer : {0, 1}) expect_loaded(1, layer);
+  EXPECT_EQ(paged_->compare(), "");
+  const std::string details = copier_->details();
+  EXPECT_EQ(details.find("stores by memcpy (GB/s: "), 0u) << details;
+  EXPECT_NE(details.find("; loads by memcpy; kernel: cudaMalloc: out of memory (2)"), std::string::npos) << details;
+  EXPECT_NE(details.find("; memcpy: cudaDeviceGetAttribute: out of memory (2); arena "), std::string::npos) << details;
+}
+
+TEST_F(CudaCalibration, PreparingSaysWhatIsWrong) {
+  const auto prepare = [&](int device) { return prepare_cuda_copier(paged_->layout(), slot_, device, 60s).status().to_string(); };
+  EXPECT_EQ(prepare(7), "invalid_argument: device is 7, must be in 0..1");
+  fake_cuda::set_devices(0);
+  EXPECT_EQ(prepare(0), "unavailable: no CUDA device");
+  fake_cuda::reset();
+  fake_cuda::fail("cudaSetDevice", 1, cudaErrorMemoryAllocation);
+  EXPECT_EQ(prepare(kDevice), "unavailable: cudaSetDevice: out of memory (2)");
+  SlotLayout other = slot_;
+  other.rank_bytes = 0;
+  EXPECT_EQ(prepare_cuda_copier(paged_->layout(), other, kDevice, 60s).status().to_string(), "invalid_argument: rank_bytes is 0");
+  other.rank_bytes += slot_.rank_bytes + 4096;
+  EXPECT_EQ(prepare_cuda_copier(paged_->layout(), other, kDevice, 60s).status().code(), Code::kInvalidArgument);
+  // Where the path is given there is nothing to do.
+  fake_cuda::reset();
+  ::setenv("LMCN_COPY_PATH", "kernel", 1);
+  EXPECT_TRUE(prepare_cuda_copier(paged_->layout(), slot_, kDevice, 0ms).value());
+  EXPECT_EQ(fake_cuda::calls("cudaGetDeviceCount"), 0);
+  ::setenv("LMCN_COPY_PATH", "fast", 1);
+  EXPECT_EQ(prepare(kDevice), "invalid_argument: LMCN_COPY_PATH is \"fast\", must be auto, memcpy, batch, kernel or staged");
+  ::setenv("LMCN_COPY_PATH", "auto", 1);
+  // A thread of its own that cannot begin.
+  Measurement::forget_all();
+  fake_cuda::fail("cudaSetDevice", 2, cudaErrorMemoryAllocation);
+  EXPECT_EQ(prepare(kDevice), "ok");
+  const auto made = make_cuda_copier(paged_->layout(), slot_, arena_->base(), arena_->bytes(), case_.options, kDevice);
+  EXPECT_NE((*made)->details().find("; nothing measured: cudaSetDevice: out of memory (2)"), std::string::npos)
+      << (*made)->details();
+  for (const char* call : {"cudaGetDeviceProperties", "cudaDriverGetVersion"}) {
+    Measurement::forget_all();
+    fake_cuda::fail(call, 1, cudaErrorInvalidValue);
+    EXPECT_EQ(prepare(kDevice), "ok");
+    const auto unnamed = make_cuda_copier(paged_->layout(), slot_, arena_->base(), arena_->bytes(), case_.options, kDevice);
+    EXPECT_NE((*unnamed)->details().find(std::string("; not kept: ") + call + ": invalid argument (1)"), std::string::npos)
+        << (*unnamed)->details();
+  }
 }
 
 TEST_F(CudaCalibration, EachDirectionHasItsOwn) {

@@ -4,9 +4,11 @@
 
 #include <chrono>
 #include <map>
+#include <set>
 #include <thread>
 
 #include "cuda_fixture.hpp"
+#include "per_process.hpp"
 
 namespace lmcn::copier_suite {
 namespace {
@@ -298,12 +300,9 @@ TEST_F(CudaCopier, ACaptureOfTheEngineIsNotDisturbed) {
     SCOPED_TRACE(path);
     fake_cuda::capture(true);
     ::setenv("LMCN_COPY_PATH", path, 1);
-    auto made = backend_->make(paged_->layout(), slot_, arena_->base(), arena_->bytes(), case_.options);
-    ASSERT_TRUE(made.ok()) << made.status().to_string();
-    copier_ = std::move(made).value();
+    ASSERT_TRUE(remake().ok());
     EXPECT_GT(fake_cuda::state().live_registrations, 0);
-    begin_slot(arena_->image(0), {}, {}, ArenaModel::kRanks * static_cast<std::uint64_t>(slot_.rank_bytes), ArenaModel::kRanks,
-               ArenaModel::generation(0));
+    begin_slots();
     ASSERT_TRUE(copier_->submit(engine_job(1, CopyDirection::kGather, {0})).ok());
     EXPECT_EQ(only_result(1).message, "");
     ASSERT_TRUE(copier_->submit(engine_job(2, CopyDirection::kScatter, {0})).ok());
@@ -321,6 +320,105 @@ TEST_F(CudaCopier, ASubmitLeavesTheThreadsDeviceAlone) {
   int device = -1;
   ASSERT_TRUE(cudaGetDevice(&device) == cudaSuccess);
   EXPECT_EQ(device, 0);
+}
+
+// A context of ours on another device than the engine's would take memory there.
+TEST_F(CudaCopier, NoThreadMakesAContextOnAnotherDevice) {
+  for (const char* path : {"auto", "memcpy", "batch", "kernel", "staged"}) {
+    SCOPED_TRACE(path);
+    copier_.reset();
+    ::setenv("LMCN_COPY_PATH", path, 1);
+    fake_cuda::reset();
+    ASSERT_TRUE(remake().ok());
+    begin_slots();
+    for (const CopyDirection direction : {CopyDirection::kGather, CopyDirection::kScatter}) {
+      ASSERT_TRUE(cudaSetDevice(kDevice) == cudaSuccess);  // the engine's thread
+      ASSERT_TRUE(copier_->submit(engine_job(1, direction, {0})).ok());
+      EXPECT_EQ(only_result(1).message, "");
+      ASSERT_TRUE(cudaSetDevice(0) == cudaSuccess);
+    }
+    std::thread([this] { copier_.reset(); }).join();
+    EXPECT_EQ(fake_cuda::contexts(), std::set<int>{kDevice});
+  }
+}
+
+/// A device that answers with errors which are not said to be its end.
+class SilentDevice : public CudaCopier {
+ protected:
+  SilentDevice() {
+    case_.options.lost_after = 0ms;
+    case_.options.arena_owner = owner_;
+    EXPECT_TRUE(remake().ok());
+  }
+  ~SilentDevice() override {
+    fake_cuda::reset();
+    copier_.reset();
+    EXPECT_TRUE(cudaSetDevice(kDevice) == cudaSuccess);
+    release_kept();
+    EXPECT_TRUE(cudaSetDevice(0) == cudaSuccess);
+  }
+  /// The job's copies stand behind the engine's stream, and what it is asked for fails from the last event on.
+  void submit_and_fall_silent(std::uint64_t id, CopyDirection direction) {
+    fake_cuda::reset();
+    fake_cuda::fail("cudaEventRecord", 3, cudaErrorNotPermitted);
+    fake_cuda::fail_all("cudaStreamSynchronize", cudaErrorNotPermitted);
+    ASSERT_TRUE(copier_->submit(engine_job(id, direction, {0})).ok());
+  }
+  std::shared_ptr<int> owner_ = std::make_shared<int>(1);
+};
+
+TEST_F(SilentDevice, CountsAsLostAndAStoreFailsWithoutAWord) {
+  Gate gate(engine_, kDevice);
+  submit_and_fall_silent(1, CopyDirection::kGather);
+  EXPECT_EQ(only_result(1).message, "cudaEventRecord: some other error (800)");
+  EXPECT_EQ(state(0), RankState::kEmpty) << "a copy may still write there";
+  EXPECT_TRUE(copier_->lost().ok()) << "of a store no page is in danger";
+  // What comes later is not handed to it, and fails at once.
+  ASSERT_TRUE(copier_->submit(engine_job(2, CopyDirection::kGather, {1})).ok());
+  EXPECT_NE(only_result(2).message.find("the CUDA device counts as lost after 0 ms of errors"), std::string::npos);
+  EXPECT_EQ(state(1), RankState::kFailed) << "nothing was issued";
+  EXPECT_EQ(fake_cuda::state().copies_done, 0);
+  fake_cuda::reset();
+  const int registrations = fake_cuda::state().live_registrations;
+  copier_.reset();
+  EXPECT_EQ(fake_cuda::state().live_registrations, registrations) << "memory under a copy stays registered";
+  case_.options.arena_owner.reset();
+  EXPECT_GT(owner_.use_count(), 1) << "and attached";
+  gate.open();
+}
+
+TEST_F(SilentDevice, CountsAsLostAndALoadIsNeverReported) {
+  Gate gate(engine_, kDevice);
+  submit_and_fall_silent(1, CopyDirection::kScatter);
+  const std::uint64_t ids[] = {1};
+  const Status waited = copier_->wait(ids, 60s);
+  EXPECT_EQ(waited.code(), Code::kUnavailable);
+  EXPECT_EQ(
+      waited.message(),
+      "the CUDA device counts as lost after 0 ms of errors, and may still copy: cudaStreamSynchronize: some other error (800)");
+  EXPECT_TRUE(copier_->poll().empty()) << "its pages would be given to others";
+  EXPECT_EQ(loads_done(arena_->image(0), 1), 0u);
+  EXPECT_EQ(copier_->lost().message(), waited.message());
+  EXPECT_EQ(copier_->submit(engine_job(2, CopyDirection::kGather, {1})).message(), waited.message());
+  fake_cuda::reset();
+  copier_.reset();
+  case_.options.arena_owner.reset();
+  EXPECT_GT(owner_.use_count(), 1);
+  gate.open();
+}
+
+TEST_F(SilentDevice, OneThatAnswersInTimeIsNotLost) {
+  case_.options.lost_after = 60s;
+  ASSERT_TRUE(remake().ok());
+  fake_cuda::fail("cudaEventRecord", 3, cudaErrorNotPermitted);
+  fake_cuda::fail("cudaStreamSynchronize", 1, cudaErrorNotPermitted);
+  ASSERT_TRUE(copier_->submit(engine_job(1, CopyDirection::kScatter, {0})).ok());
+  EXPECT_EQ(only_result(1).message, "cudaEventRecord: some other error (800)");
+  EXPECT_EQ(loads_done(arena_->image(0), 1), 1u);
+  copier_.reset();
+  case_.options.arena_owner.reset();
+  EXPECT_EQ(owner_.use_count(), 1);
+  EXPECT_EQ(fake_cuda::state().live_registrations, 0);
 }
 
 class MakeCudaCopier : public CudaCopier {
@@ -358,7 +456,8 @@ TEST_F(MakeCudaCopier, AnErrorOfAnyCallIsItsStatusAndLeavesNothingBehind) {
   ASSERT_EQ(make(paged_->layout(), 1), "made");
   for (const std::string call : {"cudaSetDevice", "cudaDeviceGetStreamPriorityRange", "cudaStreamCreateWithPriority",
                                  "cudaDeviceGetAttribute", "cudaEventCreateWithFlags", "cudaPointerGetAttributes"}) {
-    const int times = fake_cuda::calls(call);
+    // One of the copier's end, which may fail unheard.
+    const int times = fake_cuda::calls(call) - (call == "cudaSetDevice" ? 1 : 0);
     ASSERT_GE(times, 2) << call;  // once a lane at least
     for (int nth = 1; nth <= times; ++nth) {
       fake_cuda::reset();

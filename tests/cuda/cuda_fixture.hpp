@@ -3,33 +3,16 @@
 
 #include <cstdlib>
 #include <future>
-#include <latch>
 #include <string>
 #include <thread>
 
 #include "copier_fixture.hpp"
 #include "fake_cudart.hpp"
+#include "fake_device.hpp"
 
 namespace lmcn::copier_suite {
 
 constexpr int kDevice = 1;
-
-/// A stream that does nothing until open().
-class Gate {
- public:
-  Gate(cudaStream_t stream, int device) {
-    fake_cuda::enqueue(stream, device, [this] { latch_.wait(); });
-  }
-  ~Gate() { open(); }
-  Gate(const Gate&) = delete;
-  Gate& operator=(const Gate&) = delete;
-  void open() {
-    if (!latch_.try_wait()) latch_.count_down();
-  }
-
- private:
-  std::latch latch_{1};
-};
 
 /// For copiers that are made while it lives.
 class AskedPath {
@@ -53,6 +36,21 @@ class CudaFixture : private AskedPath, public CopierFixture {
     CopyJob made = job(id, direction, slots);
     made.stream = reinterpret_cast<std::uint64_t>(engine_);
     return made;
+  }
+  /// The fixture's copier anew, by what LMCN_COPY_PATH says now.
+  Status remake() {
+    copier_.reset();
+    auto made = backend_->make(paged_->layout(), slot_, arena_->base(), arena_->bytes(), case_.options);
+    if (!made.ok()) return made.status();
+    copier_ = std::move(made).value();
+    return {};
+  }
+  /// Slots 0 and 1 as they are handed out.
+  void begin_slots() {
+    for (const std::size_t s : {0, 1}) {
+      begin_slot(arena_->image(s), {}, {}, ArenaModel::kRanks * static_cast<std::uint64_t>(slot_.rank_bytes), ArenaModel::kRanks,
+                 ArenaModel::generation(s));
+    }
   }
   /// submit() on a thread of its own: false when it did not return in a minute.
   bool submits_at_once(const CopyJob& job) {

@@ -18,6 +18,8 @@ void reset() {
   g_costs.clear();
   g_driver = 13000;
   g_lockable = SIZE_MAX;
+  g_unified = true;
+  g_contexts.clear();
   g_ignore_waits = false;
   g_capture = false;
   g_spoilt_capture.clear();
@@ -48,6 +50,11 @@ void fail(const std::string& call, int nth, cudaError_t error, bool sticky) {
   g_injections[call] = {nth, error, sticky};
 }
 
+void fail_all(const std::string& call, cudaError_t error) {
+  std::lock_guard lock(g_mutex);
+  g_injections[call] = {0, error, false};
+}
+
 int calls(const std::string& call) {
   std::lock_guard lock(g_mutex);
   return g_calls[call];
@@ -71,6 +78,16 @@ void set_driver(int version) {
 void set_lockable(std::size_t bytes) {
   std::lock_guard lock(g_mutex);
   g_lockable = bytes;
+}
+
+void set_unified(bool unified) {
+  std::lock_guard lock(g_mutex);
+  g_unified = unified;
+}
+
+std::set<int> contexts() {
+  std::lock_guard lock(g_mutex);
+  return g_contexts;
 }
 
 void capture(bool under_way) {
@@ -216,6 +233,10 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   std::lock_guard lock(g_mutex);
   if (const auto error = injected("cudaDeviceGetAttribute")) return *error;
+  if (attribute == cudaDevAttrUnifiedAddressing) {
+    *value = g_unified ? 1 : 0;
+    return cudaSuccess;
+  }
   if (attribute != cudaDevAttrMaxPitch) return fail_with(cudaErrorInvalidValue);
   *value = 2048;  // real devices: 2^31-1; small here so that both ways of copying rows are taken
   return cudaSuccess;
@@ -255,6 +276,7 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, i
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   {
     std::lock_guard lock(g_mutex);
+    static_cast<void>(injected("cudaStreamDestroy"));
     --g_state.live_streams;
   }
   fake_cuda::destroy_stream(stream);
@@ -297,6 +319,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
 
 cudaError_t cudaEventDestroy(cudaEvent_t handle) {
   std::lock_guard lock(g_mutex);
+  static_cast<void>(injected("cudaEventDestroy"));
   g_events.erase(reinterpret_cast<Event*>(handle));
   --g_state.live_events;
   return cudaSuccess;

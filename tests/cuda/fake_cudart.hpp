@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,8 @@ State state();
 bool wait_until(const std::function<bool(const State&)>& reached);
 
 /// The `nth` call (1 = next) of `call` from now on returns `error`. `sticky`: every later call of anything does too.
+/// fail_all: each call of it does, until reset().
+void fail_all(const std::string& call, cudaError_t error);
 void fail(const std::string& call, int nth, cudaError_t error, bool sticky = false);
 /// Calls of `call` since reset().
 int calls(const std::string& call);
@@ -49,6 +52,12 @@ void hold_callers(bool hold);
 void set_driver(int version);
 /// cudaHostRegister gives no more than this in all, as when RLIMIT_MEMLOCK is reached.
 void set_lockable(std::size_t bytes);
+/// Whether host and device memory have one space of addresses; the default. Where not, host memory is mapped and portable only
+/// where it was registered so.
+void set_unified(bool unified);
+/// Devices on which a context was made since reset(): every call but a few makes one on its thread's current device, which is 0
+/// where nobody set one.
+std::set<int> contexts();
 /// A graph is being captured in global mode: calls that are unsafe then (allocating, registering, asking, synchronising) fail on
 /// threads that are not in relaxed mode, and spoil it.
 void capture(bool under_way);

@@ -226,7 +226,7 @@ cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
   std::lock_guard lock(g_mutex);
   if (const auto error = injected("cudaHostAlloc")) return *error;
   auto* const made = new (std::align_val_t{4096}) std::byte[bytes];
-  g_host_memory[made] = {bytes, made, false};
+  g_host_memory[made] = {bytes, made, false, cudaHostAllocPortable | cudaHostAllocMapped, t_device};
   ++g_state.live_host_blocks;
   *memory = made;
   return cudaSuccess;
@@ -235,6 +235,7 @@ cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
 cudaError_t cudaFreeHost(void* memory) {
   {
     std::lock_guard lock(g_mutex);
+    static_cast<void>(injected("cudaFreeHost"));
     if (g_host_memory.erase(static_cast<std::byte*>(memory)) == 0) return fail_with(cudaErrorInvalidValue);
     --g_state.live_host_blocks;
   }
@@ -246,7 +247,7 @@ cudaError_t cudaHostRegister(void* memory, std::size_t bytes, unsigned flags) {
   std::lock_guard lock(g_mutex);
   if (const auto error = injected("cudaHostRegister")) return *error;
   auto* const begin = static_cast<std::byte*>(memory);
-  if (bytes == 0 || reinterpret_cast<std::uintptr_t>(memory) % 4096 != 0 || (flags & ~3u) != 0) {
+  if (bytes == 0 || reinterpret_cast<std::uintptr_t>(memory) % 4096 != 0 || (flags & ~(3u | cudaHostRegisterReadOnly)) != 0) {
     return fail_with(cudaErrorInvalidValue);
   }
   const auto next = g_host_memory.upper_bound(begin);
@@ -254,7 +255,7 @@ cudaError_t cudaHostRegister(void* memory, std::size_t bytes, unsigned flags) {
     return fail_with(cudaErrorHostMemoryAlreadyRegistered);
   }
   if (g_state.registered_bytes + bytes > g_lockable) return fail_with(cudaErrorMemoryAllocation);
-  HostRange range{bytes, begin, true};
+  HostRange range{bytes, begin, true, flags, t_device};
   const auto after = g_host_views.upper_bound(begin);
   if (after != g_host_views.begin()) {
     const auto& [view, known] = *std::prev(after);
@@ -288,7 +289,19 @@ cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
   if (const auto error = injected("cudaHostGetDevicePointer")) return *error;
   const auto range = host_range_of(static_cast<std::byte*>(host));
   if (range == g_host_memory.end()) return fail_with(cudaErrorInvalidValue);
+  const bool mapped = (range->second.flags & cudaHostRegisterMapped) != 0;
+  const bool here = (range->second.flags & cudaHostRegisterPortable) != 0 || range->second.registered_on == t_device;
+  if (!g_unified && (!mapped || !here)) return fail_with(cudaErrorInvalidValue);
   *device = range->second.device + (static_cast<std::byte*>(host) - range->first);
+  return cudaSuccess;
+}
+
+cudaError_t cudaHostGetFlags(unsigned* flags, void* host) {
+  std::lock_guard lock(g_mutex);
+  if (const auto error = injected("cudaHostGetFlags")) return *error;
+  const auto range = host_range_of(static_cast<std::byte*>(host));
+  if (range == g_host_memory.end()) return fail_with(cudaErrorInvalidValue);
+  *flags = range->second.flags;
   return cudaSuccess;
 }
 
@@ -306,6 +319,7 @@ cudaError_t cudaFree(void* memory) {
   if (memory == nullptr) return cudaSuccess;
   {
     std::lock_guard lock(g_mutex);
+    static_cast<void>(injected("cudaFree"));
     --g_state.live_device_blocks;
   }
   fake_cuda::release(static_cast<std::byte*>(memory));

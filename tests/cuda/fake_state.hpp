@@ -62,6 +62,8 @@ struct HostRange {
   std::size_t bytes = 0;
   std::byte* device = nullptr;  // where the device sees it
   bool registered = false;      // else allocated
+  unsigned flags = 0;           // of registering it
+  int registered_on = 0;
 };
 // That CUDA knows. Never destroyed: what a device may still use is left to the process.
 inline auto& g_host_memory = *new std::map<std::byte*, HostRange>;
@@ -76,6 +78,8 @@ struct Cost {
 inline std::map<std::string, Cost> g_costs;
 inline int g_driver = 13000;
 inline std::size_t g_lockable = SIZE_MAX;
+inline bool g_unified = true;
+inline std::set<int> g_contexts;
 inline bool g_ignore_waits = false;
 inline std::string g_fault;
 inline bool g_capture = false;
@@ -177,9 +181,16 @@ inline std::optional<cudaError_t> injected(const std::string& call) {
     g_spoilt_capture = call;
     return fail_with(cudaErrorStreamCaptureUnsupported);
   }
+  static const std::set<std::string> without_context{
+      "cudaGetDeviceCount",   "cudaGetDevice",           "cudaThreadExchangeStreamCaptureMode",
+      "cudaDriverGetVersion", "cudaGetDeviceProperties", "cudaDeviceGetAttribute",
+      "cudaSetDevice"};
+  if (!without_context.contains(call)) g_contexts.insert(t_device);
   if (g_sticky != cudaSuccess) return fail_with(g_sticky);
   const auto found = g_injections.find(call);
-  if (found == g_injections.end() || --found->second.nth > 0) return std::nullopt;
+  if (found == g_injections.end()) return std::nullopt;
+  if (found->second.nth == 0) return fail_with(found->second.error);  // fail_all()
+  if (--found->second.nth > 0) return std::nullopt;
   const Injection injection = found->second;
   g_injections.erase(found);
   if (injection.sticky) g_sticky = injection.error;

@@ -257,25 +257,63 @@ TEST_F(KernelLaunch, AFailedLaunchIsReportedAndTheNextOneRuns) {
   }
 }
 
-// What the device reads is not known any more: no plan is put in its place.
-TEST_F(KernelLaunch, AfterALostEventNothingIsLaunched) {
-  for (const std::string call : {"cudaEventRecord", "cudaEventQuery", "cudaEventSynchronize"}) {
+// What the device reads is not known: no plan is put in its place before the stream has ended.
+TEST_F(KernelLaunch, AfterAnEventThatFailedItsPlanIsKeptUntilTheStreamHasEnded) {
+  make_kernel(64);
+  Gate gate(stream_, kKernelDevice);
+  fake_cuda::fail("cudaEventRecord", 1, cudaErrorMemoryAllocation);
+  const Status status = launch(job_of(1));
+  EXPECT_EQ(status.to_string(), "io_error: cudaEventRecord: out of memory (2)");
+  EXPECT_EQ(fake_cuda::calls("cudaLaunchKernelExC"), 1);
+  EXPECT_EQ(launch(job_of(1)).message(), status.message());
+  EXPECT_EQ(fake_cuda::calls("cudaLaunchKernelExC"), 1);
+  // The other direction goes on.
+  EXPECT_TRUE(launch(job_of(1), CopyDirection::kScatter).ok());
+  gate.open();
+  fake_cuda::synchronize(stream_, kKernelDevice);
+  kernel_->drained(stream_);
+  EXPECT_TRUE(launch(job_of(kBlocks)).ok());
+  fake_cuda::synchronize(stream_, kKernelDevice);
+  EXPECT_EQ(tokens_in_place(), kBlocks);
+}
+
+TEST_F(KernelLaunch, AnEventThatCannotBeAskedOnceIsAskedAgain) {
+  for (const std::string call : {"cudaEventQuery", "cudaEventSynchronize"}) {
     make_kernel(64);
-    std::optional<Gate> gate;
-    if (call == "cudaEventSynchronize") gate.emplace(stream_, kKernelDevice);  // the ring is full for sure
-    ASSERT_TRUE(call == "cudaEventRecord" || launch(job_of(1)).ok());
-    fake_cuda::fail(call, 1, cudaErrorIllegalAddress);
-    const Status status = launch(job_of(1));
-    EXPECT_EQ(status.code(), Code::kIoError);
-    EXPECT_NE(status.message().find(call), std::string::npos) << status.message();
+    Gate gate(stream_, kKernelDevice);
+    ASSERT_TRUE(launch(job_of(1)).ok());
     const int launches = fake_cuda::calls("cudaLaunchKernelExC");
-    EXPECT_EQ(launch(job_of(1)).message(), status.message());
-    EXPECT_EQ(fake_cuda::calls("cudaLaunchKernelExC"), launches);
-    // The other direction goes on.
-    EXPECT_TRUE(launch(job_of(1), CopyDirection::kScatter).ok());
-    gate.reset();
+    fake_cuda::fail(call, 1, cudaErrorMemoryAllocation);
+    EXPECT_EQ(launch(job_of(1)).message(), call + ": out of memory (2)");
+    EXPECT_EQ(fake_cuda::calls("cudaLaunchKernelExC"), launches) << "the ring is full";
+    gate.open();
+    EXPECT_TRUE(launch(job_of(kBlocks)).ok());
     fake_cuda::synchronize(stream_, kKernelDevice);
+    EXPECT_EQ(tokens_in_place(), kBlocks);
   }
+}
+
+// Events that never answer again; another stream's are left alone.
+TEST_F(KernelLaunch, WhatADrainedStreamHeldIsFreeAndNothingElse) {
+  make_kernel(2 * 64);
+  const cudaStream_t other = fake_cuda::create_stream(kKernelDevice);
+  std::byte* const parts[] = {part()};
+  const std::uint32_t items[] = {0};
+  {
+    Gate gate(other, kKernelDevice);
+    ASSERT_TRUE(launch(job_of(1)).ok());
+    ASSERT_TRUE(kernel_->launch(job_of(1), CopyDirection::kGather, items, parts, 0, 1, other, 4).ok());
+    fake_cuda::synchronize(stream_, kKernelDevice);
+    fake_cuda::fail_all("cudaEventQuery", cudaErrorMemoryAllocation);
+    EXPECT_FALSE(launch(job_of(1)).ok());
+    kernel_->drained(stream_);
+    EXPECT_FALSE(launch(job_of(1)).ok()) << "the other stream's plan may still be read";
+  }
+  fake_cuda::synchronize(other, kKernelDevice);
+  kernel_->drained(other);
+  EXPECT_TRUE(launch(job_of(1)).ok()) << "there is nothing to ask";
+  fake_cuda::reset();
+  fake_cuda::destroy_stream(other);
 }
 
 // What the fake runtime must notice, or the tests above prove little.

@@ -14,19 +14,6 @@ class CudaPath : public CudaFixture, public testing::WithParamInterface<const ch
   CudaPath() : CudaFixture(GetParam()) {}
   std::string path() const { return GetParam(); }
   bool has_kernel() const { return path() == "kernel" || path() == "staged"; }
-  Status remake() {
-    copier_.reset();
-    auto made = backend_->make(paged_->layout(), slot_, arena_->base(), arena_->bytes(), case_.options);
-    if (!made.ok()) return made.status();
-    copier_ = std::move(made).value();
-    return {};
-  }
-  void begin_slots() {
-    for (const std::size_t s : {0, 1}) {
-      begin_slot(arena_->image(s), {}, {}, ArenaModel::kRanks * static_cast<std::uint64_t>(slot_.rank_bytes), ArenaModel::kRanks,
-                 ArenaModel::generation(s));
-    }
-  }
 };
 
 TEST_P(CudaPath, SaysItsName) {
@@ -82,6 +69,12 @@ TEST_P(CudaPath, AnErrorOfAnyCallFailsTheJobAndPublishesNothing) {
               EXPECT_EQ(loads_done(arena_->image(s), 1), 1u);
             }
           }
+          EXPECT_NE(copier_->details().find("; 1 jobs failed by CUDA errors, the last by " + done.message), std::string::npos)
+              << copier_->details();
+          // The copier goes on.
+          begin_slots();
+          ASSERT_TRUE(copier_->submit(job_of).ok());
+          EXPECT_EQ(only_result(1).message, "");
         }
       }
       ASSERT_TRUE(remake().ok());
@@ -100,16 +93,18 @@ TEST_P(CudaPath, AnErrorOfAnyCallFailsTheJobAndPublishesNothing) {
 
 TEST_P(CudaPath, AnErrorOfAnyCallThatMakesItIsItsStatusAndLeavesNothingBehind) {
   ASSERT_TRUE(remake().ok());
-  const fake_cuda::State before = fake_cuda::state();
+  fake_cuda::State before;
   auto second = [&] { return backend_->make(paged_->layout(), slot_, arena_->base(), arena_->bytes(), case_.options); };
   fake_cuda::reset();
-  ASSERT_TRUE(second().ok());  // while the first holds the registration
+  const auto counted = second();  // while the first holds the registration
+  ASSERT_TRUE(counted.ok());
   std::map<std::string, int> made;
   for (const char* call : {"cudaSetDevice", "cudaPointerGetAttributes", "cudaDeviceGetAttribute", "cudaMalloc", "cudaHostAlloc",
                            "cudaHostGetDevicePointer", "cudaMemcpyAsync", "cudaStreamSynchronize", "cudaStreamCreateWithFlags",
                            "cudaStreamCreateWithPriority", "cudaDeviceGetStreamPriorityRange", "cudaEventCreateWithFlags"}) {
     made[call] = fake_cuda::calls(call);
   }
+  before = fake_cuda::state();
   ASSERT_GE(made["cudaMalloc"], has_kernel() ? 1 : 0);
   for (const auto& [call, times] : made) {
     for (int nth = 1; nth <= times; ++nth) {
@@ -142,6 +137,23 @@ TEST_P(CudaPath, AfterTheDeviceIsLostSlotsKeepNoWord) {
   EXPECT_EQ(only_result(2).message, "cudaEventRecord: an illegal memory access was encountered (700)");
   EXPECT_EQ(loads_done(arena_->image(0), 1), 1u) << "nothing was issued";
   fake_cuda::reset();  // else the arena stays registered, as it would on a lost device
+}
+
+// Every event of a plan that a kernel may still read fails, until the stream has ended.
+TEST_P(CudaPath, EventsThatCannotBeAskedAnyMoreAreReplaced) {
+  if (!has_kernel()) GTEST_SKIP() << "plans are of kernels";
+  begin_slots();
+  ASSERT_TRUE(copier_->submit(job(1, CopyDirection::kGather, {0, 1})).ok());
+  ASSERT_TRUE(only_result(1).ok);
+  for (std::uint64_t id = 2; id < 6; ++id) {
+    fake_cuda::fail("cudaEventQuery", 1,
+                    id % 2 == 0 ? cudaErrorIllegalAddress : cudaErrorMemoryAllocation);  // the plan's comes first
+    begin_slots();
+    ASSERT_TRUE(copier_->submit(job(id, CopyDirection::kGather, {0, 1})).ok());
+    EXPECT_FALSE(only_result(id).ok);
+    ASSERT_TRUE(copier_->submit(job(id, CopyDirection::kGather, {0, 1})).ok());
+    EXPECT_EQ(only_result(id).message, "");
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CudaPath, testing::Values("memcpy", "batch", "staged", "kernel"),

@@ -119,6 +119,53 @@ TEST_F(Registration, WhatSomebodyElseRegisteredInPartIsNotUsed) {
   EXPECT_EQ(cudaHostUnregister(memory_ + 2 * kPiece), cudaSuccess);
 }
 
+// Where addresses are not unified, what is registered is seen only where it was asked for; and what a device may not write is no
+// slot.
+TEST_F(Registration, WhatSomebodyElseRegisteredInAnotherWayIsNotUsed) {
+  struct Way {
+    bool unified;
+    unsigned flags;
+    bool used;
+  };
+  constexpr unsigned kBoth = cudaHostRegisterPortable | cudaHostRegisterMapped;
+  for (const Way& way :
+       {Way{true, cudaHostRegisterDefault, true}, Way{true, cudaHostRegisterReadOnly, false},
+        Way{true, kBoth | cudaHostRegisterReadOnly, false}, Way{false, kBoth, true}, Way{false, cudaHostRegisterDefault, false},
+        Way{false, cudaHostRegisterMapped, false}, Way{false, cudaHostRegisterPortable, false}}) {
+    SCOPED_TRACE("unified " + std::to_string(way.unified) + ", flags " + std::to_string(way.flags));
+    fake_cuda::reset();
+    fake_cuda::set_unified(way.unified);
+    ASSERT_TRUE(cudaSetDevice(kDevice) == cudaSuccess);
+    ASSERT_EQ(cudaHostRegister(memory_, kBytes, way.flags), cudaSuccess);
+    ASSERT_TRUE(cudaSetDevice(0) == cudaSuccess);
+    {
+      const auto registration = make(1);
+      ASSERT_TRUE(registration->wait_ended(60s).ok());
+      EXPECT_EQ(registration->progress().found_bytes, way.used ? kBytes : 0);
+      EXPECT_EQ(registration->progress().failure.ok(), way.used);
+      EXPECT_EQ(registration->device_address(memory_ + kPiece, 1) != nullptr, way.used);
+    }
+    EXPECT_EQ(cudaHostUnregister(memory_), cudaSuccess);
+  }
+}
+
+TEST_F(Registration, SaysWhyWhatSomebodyElseRegisteredIsNotUsed) {
+  const auto why = [this](unsigned flags) {
+    EXPECT_EQ(cudaHostRegister(memory_, kBytes, flags), cudaSuccess);
+    const auto registration = make(1);
+    EXPECT_TRUE(registration->wait_ended(60s).ok());
+    EXPECT_EQ(cudaHostUnregister(memory_), cudaSuccess);
+    return registration->progress().failure.to_string();
+  };
+  EXPECT_EQ(why(cudaHostRegisterReadOnly),
+            "unsupported: somebody else registered it with flags 8, portable and mapped memory (3) is needed that is neither I/O "
+            "memory nor read-only");
+  for (const std::string call : {"cudaHostGetFlags", "cudaDeviceGetAttribute"}) {
+    fake_cuda::fail(call, 1, cudaErrorInvalidValue);
+    EXPECT_EQ(why(cudaHostRegisterDefault), "io_error: " + call + ": invalid argument (1)");
+  }
+}
+
 TEST_F(Registration, AnArenaOverAnotherIsRefused) {
   const auto registration = make();
   ASSERT_TRUE(registration->wait_ended(60s).ok());

@@ -206,6 +206,15 @@ void receive_a_hello(const Bytes& message, std::size_t descriptors) {
   if (status.ok()) require(std::memcmp(&hello, &sent, sizeof hello) == 0, "another hello than was sent");
 }
 
+void receive_a_goodbye(const Bytes& message, std::size_t descriptors) {
+  const Pair pair = socket_pair();
+  require(send(pair.near.get(), message, descriptors), "sendmsg");
+  const wire::Goodbye goodbye;
+  const bool right = message.size() == sizeof goodbye && std::memcmp(&goodbye, message.data(), sizeof goodbye) == 0;
+  const Status status = wire::receive_goodbye(pair.far.get());
+  require(status.ok() == right, "goodbye: " + status.to_string());
+}
+
 void receive_a_reply(const Bytes& message, std::size_t descriptors) {
   const Pair pair = socket_pair();
   require(send(pair.near.get(), message, descriptors), "sendmsg");
@@ -244,6 +253,7 @@ Answer ask_once(const Bytes& message, std::size_t descriptors) {
   }
   const bool attached = wire::status_of(reply).ok();
   require(memfd.valid() == attached, "an arena without leave, or leave without an arena");
+  if (attached) wire::send_goodbye(socket.get());  // the rank's process lives on
   return attached ? Answer::kArena : Answer::kNone;
 }
 
@@ -276,6 +286,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::size_t before = open_descriptors();
   if ((flags & 1) != 0) {
     receive_a_reply(message, descriptors);
+  } else if ((flags & 4) != 0) {
+    receive_a_goodbye(message, descriptors);
   } else {
     receive_a_hello(message, descriptors);
   }

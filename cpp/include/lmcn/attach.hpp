@@ -10,7 +10,8 @@
 
 namespace lmcn {
 
-/// The owner's arena, mapped here. Destroying it unmaps and closes the connection, which tells the owner that the rank is gone.
+/// The owner's arena, mapped here. Destroying it unmaps and tells the owner that the rank is gone. REQUIRES then: no copy of this
+/// process between the arena and anything else is under way. (A process that ends in another way has gone when it has exited.)
 class ArenaAttachment {
  public:
   /// Retries until `deadline`: the owner may start later than its workers. kDeadlineExceeded names the socket path.

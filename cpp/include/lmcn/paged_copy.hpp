@@ -48,7 +48,8 @@ struct CopyDone {
 /// Thread-safe. submit() and poll() never wait for a copy. After a job, each distinct slot of it gets one word: a gather's (kOk
 /// only when all of the job's items of that slot succeeded), or one load counted, also when it failed. A slot whose header
 /// carries another generation belongs to someone else by now: neither its payload nor its words are touched. Should a device
-/// fail so that the end of a copy cannot be established, the job fails and its slots get no word: they stay quarantined.
+/// fail so that the end of a copy cannot be established, the job fails and its slots get no word: they stay quarantined; see
+/// lost(). A copier stays with the process that made it: in a forked child it refuses what it is asked for, and can be destroyed.
 class PagedCopier {
  public:
   virtual ~PagedCopier() = default;  // waits for jobs under way
@@ -57,7 +58,7 @@ class PagedCopier {
   virtual Status submit(CopyJob job) = 0;
   /// Jobs that ended since the last call; each exactly once.
   virtual std::vector<CopyDone> poll() = 0;
-  /// Waits until none of `ids` is under way (unknown ids count as ended). Results still come through poll().
+  /// Waits until none of `ids` is under way (unknown ids count as ended). Results still come through poll(). kUnavailable: lost().
   virtual Status wait(std::span<const std::uint64_t> ids, std::chrono::milliseconds timeout) = 0;
   /// For a job that was submitted with layer_by_layer: the leading `layers` layers of all its items are in place.
   /// Host: waits for that. CUDA: makes `stream` (a cudaStream_t; 0: legacy default) wait for it, and this thread only until the
@@ -71,6 +72,9 @@ class PagedCopier {
   /// not yet submitted to the stream, fail with "cancelled" in the job's message; what was started runs to its end. A job still
   /// ends once, through poll(), and its slots get their words as those of any failed job. ok, when nothing was left to cancel.
   virtual void cancel(std::span<const std::uint64_t> ids) = 0;
+  /// kUnavailable: a device has answered nothing but errors for CopierOptions::lost_after, and loads that it may still execute will
+  /// never come through poll(): their pages cannot be given to anyone. No job is accepted any more. kOk: no such thing happened.
+  virtual Status lost() const { return {}; }
   /// "host" | "cuda-PATH", or "cuda-PATH+PATH" where stores and loads go by different ones; PATH: "memcpy", "batch", "kernel" or
   /// "staged".
   virtual std::string name() const = 0;
@@ -87,16 +91,28 @@ struct CopierOptions {
   // CUDA: bytes of a slot image, so that the arena is registered in pieces that hold whole slots. 0: not known; a slot that crosses
   // from one piece into the next is then copied by memcpy.
   std::uint64_t slot_bytes = 0;
+  /// CUDA: for how long a device may answer every question for the end of copies with an error that does not say that it is lost,
+  /// before it counts as lost.
+  std::chrono::milliseconds lost_after{30'000};
+  /// Held while the copier lives, and for ever once the end of a copy could not be established: what keeps the arena mapped and
+  /// attached. The owner then takes no copy for ended before the process is.
+  std::shared_ptr<const void> arena_owner = {};
 };
 
 /// Host implementation. `arena_base`/`arena_bytes`: the mapped arena, outlives the copier. The layout's memory too.
 Result<std::unique_ptr<PagedCopier>> make_host_copier(const PagedKvLayout& paged, const SlotLayout& slot, std::byte* arena_base,
                                                       std::uint64_t arena_bytes, const CopierOptions& options);
-/// CUDA implementation; kUnavailable when built without CUDA or without a driver/device. How bytes move is measured here (some 50
-/// ms, once for each device, driver and layout; kept in the user's cache folder), unless LMCN_COPY_PATH=memcpy|batch|kernel|staged
-/// says it: another value is kInvalidArgument, a path that is not to be had here an error. The arena is registered with CUDA in the
+/// CUDA implementation; kUnavailable when built without CUDA or without a driver/device. How bytes move is what
+/// prepare_cuda_copier() found, and plain copies until that is known, unless LMCN_COPY_PATH=memcpy|batch|kernel|staged says it:
+/// another value is kInvalidArgument, a path that is not to be had here an error. The arena is registered with CUDA in the
 /// background, once for all copiers of the process; copies work meanwhile, slower.
 Result<std::unique_ptr<PagedCopier>> make_cuda_copier(const PagedKvLayout& paged, const SlotLayout& slot, std::byte* arena_base,
                                                       std::uint64_t arena_bytes, const CopierOptions& options, int device);
+
+/// Measures which way bytes move the fastest (once for each device, driver and layout, kept in the user's cache folder) on memory
+/// of its own, before there is an arena: on a thread of its own, for which this waits no longer than `wait`. True: it has ended, or
+/// LMCN_COPY_PATH leaves nothing to measure. False: it goes on; copiers take what it finds between two jobs. A copier that was not
+/// prepared begins it by itself. Errors as of make_cuda_copier().
+Result<bool> prepare_cuda_copier(const PagedKvLayout& paged, const SlotLayout& slot, int device, std::chrono::milliseconds wait);
 
 }  // namespace lmcn

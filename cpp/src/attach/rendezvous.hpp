@@ -1,6 +1,7 @@
 // The rendezvous: how a worker process gets the arena of the process that owns the store.
 // Unix SEQPACKET socket in a 0700 runtime directory, named from the engine's id; peer uid checked (SO_PEERCRED); the arena's
-// memfd passed by SCM_RIGHTS. The connection stays open: its end tells the owner that the worker is gone.
+// memfd passed by SCM_RIGHTS. The connection stays open. A worker that detaches says goodbye: none of its copies is under way. One
+// that says nothing is gone when its process is: only then no device copies for it any more.
 #pragma once
 
 #include <chrono>
@@ -32,8 +33,9 @@ Result<std::string> socket_path(const std::string& engine_id);
 
 class RendezvousOwner {
  public:
-  /// Called on the owner's thread when a worker's connection ends (its process died or closed). May be empty; must not destroy the
-  /// owner. Not called for workers that are attached when the owner is destroyed.
+  /// Called on the owner's thread when a worker has gone: it detached, or its process has ended (and half a second has passed). Its
+  /// rank can be attached again afterwards. May be empty; must not destroy the owner. Not called for workers that are attached when
+  /// the owner is destroyed.
   using RankGone = std::function<void(std::uint32_t rank)>;
 
   /// Replaces a stale socket file (no listener behind it, or one whose process has ended); a live one is kLocked. `memfd` must
@@ -47,7 +49,8 @@ class RendezvousOwner {
   virtual std::uint32_t attached_ranks() const noexcept = 0;
 };
 
-/// A worker's side: connect (retrying until the deadline), check, map. Destroying it closes the connection and unmaps.
+/// A worker's side: connect (retrying until the deadline), check, map. Destroying it says goodbye, closes the connection and
+/// unmaps: REQUIRES that no copy between the arena and anything is under way.
 class RendezvousClient {
  public:
   /// kDeadlineExceeded (names path and last failure); kInvalidArgument as in ArenaAttachment; kUnsupported: owner and worker are

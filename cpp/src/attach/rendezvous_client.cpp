@@ -7,6 +7,7 @@
 
 #include "attach/rendezvous.hpp"
 #include "attach/rendezvous_wire.hpp"
+#include "base/fork_guard.hpp"
 #include "lmcn/attach.hpp"
 
 namespace lmcn {
@@ -20,15 +21,31 @@ constexpr std::chrono::milliseconds kFirstReplyWait{1000};
 constexpr int kFirstPause_ms = 1;
 constexpr int kMaxPause_ms = 20;
 
+// Says goodbye when it goes, but for a forked child's copy: the parent's copies may be under way.
+class Line {
+ public:
+  explicit Line(UniqueFd socket) noexcept : socket_(std::move(socket)) {}
+  Line(Line&&) noexcept = default;
+  Line& operator=(Line&&) = delete;
+  ~Line() {
+    if (socket_.valid() && fork_guard::forks() == forks_) wire::send_goodbye(socket_.get());
+  }
+  int get() const noexcept { return socket_.get(); }
+
+ private:
+  UniqueFd socket_;
+  std::uint64_t forks_ = fork_guard::forks();
+};
+
 class SocketClient final : public RendezvousClient {
  public:
-  SocketClient(UniqueFd socket, std::unique_ptr<MappedArena> arena, const ArenaHandle& handle)
+  SocketClient(Line socket, std::unique_ptr<MappedArena> arena, const ArenaHandle& handle)
       : socket_(std::move(socket)), arena_(std::move(arena)), handle_(handle) {}
   MappedArena& arena() noexcept override { return *arena_; }
   const ArenaHandle& handle() const noexcept override { return handle_; }
 
  private:
-  UniqueFd socket_;
+  Line socket_;
   std::unique_ptr<MappedArena> arena_;
   ArenaHandle handle_;
 };
@@ -72,14 +89,15 @@ Status await_reply(int socket, Clock::time_point until, const std::string& path)
 
 Result<std::unique_ptr<RendezvousClient>> attach_once(const std::string& path, const wire::Hello& hello,
                                                       Clock::time_point reply_until) {
-  auto socket = connect_to(path);
-  if (!socket.ok()) return socket.status();
+  auto connected = connect_to(path);
+  if (!connected.ok()) return connected.status();
+  Line socket(std::move(*connected));
   wire::Reply reply;
   UniqueFd memfd;
   // A refusal may be there although the hello could not be sent any more.
-  const Status sent = wire::send_hello(socket->get(), hello);
-  LMCN_RETURN_IF_ERROR(await_reply(socket->get(), reply_until, path));
-  const Status received = wire::receive_reply(socket->get(), reply, memfd);
+  const Status sent = wire::send_hello(socket.get(), hello);
+  LMCN_RETURN_IF_ERROR(await_reply(socket.get(), reply_until, path));
+  const Status received = wire::receive_reply(socket.get(), reply, memfd);
   if (!received.ok()) return received.code() == Code::kUnavailable && !sent.ok() ? sent : received;
   LMCN_RETURN_IF_ERROR(wire::status_of(reply));
   if (reply.version != hello.version) {
@@ -90,7 +108,7 @@ Result<std::unique_ptr<RendezvousClient>> attach_once(const std::string& path, c
   auto arena = MappedArena::map(memfd.release(), reply.arena_bytes);
   if (!arena.ok()) return arena.status();
   const ArenaHandle handle{reply.arena_bytes, reply.rank_bytes, reply.rank_count, reply.owner_pid, hello.replicated != 0};
-  return std::unique_ptr<RendezvousClient>(std::make_unique<SocketClient>(std::move(*socket), std::move(*arena), handle));
+  return std::unique_ptr<RendezvousClient>(std::make_unique<SocketClient>(std::move(socket), std::move(*arena), handle));
 }
 
 class ClientAttachment final : public ArenaAttachment {

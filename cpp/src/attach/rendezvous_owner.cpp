@@ -3,7 +3,6 @@
 #include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -29,6 +28,9 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kDirectoryLockDeadline{2000};
 constexpr std::chrono::milliseconds kAcceptPause{100};
+// After the end of a worker's process: closing a device may be left to a thread of the kernel (NVIDIA's driver does so when a
+// signal is pending), and a child that the worker forked may keep the device open, whose copies under way then run to their end.
+constexpr std::chrono::milliseconds kDeviceGrace{500};
 constexpr std::size_t kMaxPending = 128;  // connections that have not said hello yet
 constexpr int kBacklog = 128;
 constexpr int kMaxAcceptsAtOnce = kBacklog;
@@ -129,15 +131,17 @@ ProcessFd spare_descriptor() {
   return ProcessFd::opened([] { return ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); });
 }
 
-// One worker's connection. It ends with its socket or with its process, whichever comes first: a child that the worker forked may
-// hold the socket for long.
+// One worker's connection. Attached, it ends with a goodbye, which says that no copy is under way, or with its process: a socket
+// may be closed before the process's work on a device has ended, and a child that the worker forked may hold it for long.
 struct Connection {
-  ProcessFd socket;
+  ProcessFd socket;  // invalid: the worker has closed it, or said something that it should not
   UniqueFd process;  // pidfd; invalid where the kernel has or allows none
   pid_t pid = 0;
+  bool exited() const { return gone_at != Clock::time_point::max(); }
   bool attached = false;
   std::uint32_t rank = 0;
   Clock::time_point hello_deadline;
+  Clock::time_point gone_at = Clock::time_point::max();  // its process has ended: when its rank is free
 };
 
 struct Prepared {
@@ -195,16 +199,18 @@ class SocketOwner final : public RendezvousOwner {
       events.push_back({accept_paused_ ? -1 : prepared_.listener.get(), POLLIN, 0});
       for (const Connection& connection : connections_) {
         events.push_back({connection.socket.get(), POLLIN, 0});
-        events.push_back({connection.process.get(), POLLIN, 0});  // a negative descriptor is passed over
+        // A negative descriptor is passed over. What has been seen to end would be told again at once.
+        events.push_back({connection.exited() ? -1 : connection.process.get(), POLLIN, 0});
       }
       if (!wait(events)) continue;
       if (events[0].revents != 0 || stop_.load(std::memory_order_acquire)) return;
       // Ends first: a worker that was started anew may ask for the rank of the one that has just died.
-      for (std::size_t i = 0; i < connections_.size(); ++i) {
-        const bool ended = serve(connections_[i], events[2 + 2 * i].revents != 0, events[3 + 2 * i].revents != 0);
-        if (ended) connections_[i].socket.reset();
-      }
-      std::erase_if(connections_, [](const Connection& connection) { return !connection.socket.valid(); });
+      std::size_t i = 0;
+      std::erase_if(connections_, [&](Connection& connection) {
+        const bool readable = events[2 + 2 * i].revents != 0, process_ended = events[3 + 2 * i].revents != 0;
+        ++i;
+        return serve(connection, readable, process_ended);
+      });
       if (events[1].revents != 0) accept_some();
     }
   }
@@ -227,7 +233,7 @@ class SocketOwner final : public RendezvousOwner {
   int timeout_ms() const {
     auto next = Clock::time_point::max();
     for (const Connection& connection : connections_) {
-      if (!connection.attached) next = std::min(next, connection.hello_deadline);
+      next = std::min(next, connection.attached ? connection.gone_at : connection.hello_deadline);
     }
     if (accept_paused_) next = std::min(next, accept_again_);
     if (next == Clock::time_point::max()) return -1;
@@ -237,14 +243,26 @@ class SocketOwner final : public RendezvousOwner {
 
   // true: the connection has ended.
   bool serve(Connection& connection, bool readable, bool process_ended) {
-    if (connection.attached) {
-      // An attached worker has nothing to say: what can be read is its end, or nonsense.
-      if (!readable && !process_ended) return false;
-      leave(connection);
-      return true;
-    }
+    if (connection.attached) return serve_attached(connection, readable, process_ended);
     if (readable) return !greet(connection);
     return process_ended || Clock::now() >= connection.hello_deadline;
+  }
+
+  bool serve_attached(Connection& connection, bool readable, bool process_ended) {
+    if (readable) {
+      const bool goodbye = wire::receive_goodbye(connection.socket.get()).ok();
+      connection.socket.reset();
+      if (goodbye) {
+        leave(connection);
+        return true;
+      }
+    }
+    // Where nobody tells when the process ends, its socket's end is all there is to know.
+    const bool over = process_ended || (!connection.socket.valid() && !connection.process.valid());
+    if (over && !connection.exited()) connection.gone_at = Clock::now() + kDeviceGrace;
+    if (Clock::now() < connection.gone_at) return false;
+    leave(connection);
+    return true;
   }
 
   bool greet(Connection& connection) {
@@ -289,8 +307,9 @@ class SocketOwner final : public RendezvousOwner {
     }
     for (const Connection& connection : connections_) {
       if (connection.attached && connection.rank == hello.rank) {
-        return {Code::kLocked,
-                "rank " + std::to_string(hello.rank) + " is attached already, by process " + std::to_string(connection.pid)};
+        return {Code::kLocked, "rank " + std::to_string(hello.rank) + " is attached already, by process " +
+                                   std::to_string(connection.pid) +
+                                   (connection.socket.valid() ? "" : ", whose connection has ended: its copies may not have")};
       }
     }
     return {};
@@ -346,7 +365,7 @@ class SocketOwner final : public RendezvousOwner {
     Connection connection;
     connection.socket = std::move(socket);
     connection.pid = peer->pid;
-    if (peer->pid > 0) connection.process.reset(static_cast<int>(::syscall(SYS_pidfd_open, peer->pid, 0)));
+    connection.process = wire::peer_process(connection.socket.get(), peer->pid);
     connection.hello_deadline = Clock::now() + wire::kHelloDeadline;
     connections_.push_back(std::move(connection));
   }

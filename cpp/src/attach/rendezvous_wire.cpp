@@ -1,6 +1,8 @@
 #include "attach/rendezvous_wire.hpp"
 
 #include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -54,6 +56,19 @@ Result<ucred> peer_of(int socket) {
   return peer;
 }
 
+UniqueFd peer_process(int socket, pid_t pid) {
+#ifdef SO_PEERPIDFD
+  constexpr int kPeerPidfd = SO_PEERPIDFD;
+#else
+  constexpr int kPeerPidfd = 77;
+#endif
+  // Of the very process that connected; by its number it may be another one by now.
+  int process = -1;
+  socklen_t length = sizeof process;
+  if (::getsockopt(socket, SOL_SOCKET, kPeerPidfd, &process, &length) == 0) return UniqueFd(process);
+  return pid > 0 ? UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))) : UniqueFd();
+}
+
 bool has_ended(pid_t pid) noexcept {
   return pid > 0 && ::kill(pid, 0) != 0 && errno == ESRCH;
 }
@@ -75,6 +90,11 @@ Status status_of(const Reply& reply) {
 
 Status send_hello(int socket, const Hello& hello) {
   return sent(::send(socket, &hello, sizeof hello, MSG_NOSIGNAL | MSG_DONTWAIT), sizeof hello, "hello");
+}
+
+void send_goodbye(int socket) noexcept {
+  const Goodbye goodbye;
+  static_cast<void>(::send(socket, &goodbye, sizeof goodbye, MSG_NOSIGNAL | MSG_DONTWAIT));
 }
 
 Status send_reply(int socket, const Reply& reply, int memfd) {
@@ -104,6 +124,20 @@ Status receive_hello(int socket, Hello& hello) {
   const ssize_t bytes = ::recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   LMCN_RETURN_IF_ERROR(received(bytes, sizeof hello, message.msg_flags, "hello"));
   return hello.magic == kHelloMagic ? Status{} : bad_magic("hello");
+}
+
+Status receive_goodbye(int socket) {
+  Goodbye goodbye;
+  goodbye.magic = 0;
+  iovec part{&goodbye, sizeof goodbye};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  ssize_t bytes = ::recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  // The worker closed without having read our reply: that is told first, once.
+  if (bytes < 0 && errno == ECONNRESET) bytes = ::recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  LMCN_RETURN_IF_ERROR(received(bytes, sizeof goodbye, message.msg_flags, "goodbye"));
+  return goodbye.magic == kGoodbyeMagic ? Status{} : bad_magic("goodbye");
 }
 
 Status receive_reply(int socket, Reply& reply, UniqueFd& memfd) {

@@ -20,6 +20,7 @@
 #include "copy/copy_geometry.hpp"
 #include "copy/job_board.hpp"
 #include "copy/job_outcome.hpp"
+#include "copy/process_copier.hpp"
 #include "lmcn/paged_copy.hpp"
 
 namespace lmcn {
@@ -218,7 +219,7 @@ Result<std::unique_ptr<PagedCopier>> make_host_copier(const PagedKvLayout& paged
   }
   Result<CopyGeometry> geometry = CopyGeometry::make(paged, slot, arena_base, arena_bytes, options.rank, options.replicated);
   if (!geometry.ok()) return geometry.status();
-  return std::unique_ptr<PagedCopier>(std::make_unique<HostCopier>(std::move(geometry).value(), options));
+  return of_this_process(std::make_unique<HostCopier>(std::move(geometry).value(), options));
 }
 
 }  // namespace lmcn

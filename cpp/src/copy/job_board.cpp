@@ -30,6 +30,20 @@ void JobBoard::end(CopyDone done, bool remember) {
   ended_.notify_all();
 }
 
+void JobBoard::strand(std::uint64_t id, const Status& why) {
+  {
+    std::lock_guard lock(mutex_);
+    stranded_.insert(id);
+    if (why_stranded_.ok()) why_stranded_ = why;
+  }
+  ended_.notify_all();
+}
+
+Status JobBoard::stranded() const {
+  std::lock_guard lock(mutex_);
+  return why_stranded_;
+}
+
 std::vector<CopyDone> JobBoard::poll() {
   std::lock_guard lock(mutex_);
   return std::exchange(done_, {});
@@ -48,7 +62,11 @@ Status JobBoard::ended(std::uint64_t id) {
 Status JobBoard::wait(std::span<const std::uint64_t> ids, std::chrono::milliseconds timeout) {
   std::unique_lock lock(mutex_);
   const auto under_way = [&](std::uint64_t id) { return under_way_.contains(id); };
-  if (ended_.wait_for(lock, std::min(timeout, kLongestWait), [&] { return std::ranges::none_of(ids, under_way); })) return {};
+  const auto stranded = [&](std::uint64_t id) { return stranded_.contains(id); };
+  const auto known = [&] { return std::ranges::none_of(ids, under_way) || std::ranges::any_of(ids, stranded); };
+  if (ended_.wait_for(lock, std::min(timeout, kLongestWait), known)) {
+    return std::ranges::any_of(ids, stranded) ? why_stranded_ : Status();
+  }
   return {Code::kDeadlineExceeded, std::to_string(std::ranges::count_if(ids, under_way)) + " of " + std::to_string(ids.size()) +
                                        " jobs under way after " + std::to_string(timeout.count()) + " ms, the first is job " +
                                        std::to_string(*std::ranges::find_if(ids, under_way))};

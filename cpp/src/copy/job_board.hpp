@@ -26,6 +26,10 @@ class JobBoard {
   /// REQUIRES: begin(done.id) and not ended yet. The job's result is visible to poll() before wait() returns.
   /// `remember`: for ended(), beyond poll().
   void end(CopyDone done, bool remember = false);
+  /// The job may never end, and nobody can tell: poll() never reports it, wait() says so at once. REQUIRES: as end().
+  void strand(std::uint64_t id, const Status& why);
+  /// Why the first one was stranded; ok: none was.
+  Status stranded() const;
   std::vector<CopyDone> poll();
   Status wait(std::span<const std::uint64_t> ids, std::chrono::milliseconds timeout);
   /// How a job ended, if it is among the last kRemembered that were to be remembered: ok, or kAborted with its message.
@@ -35,9 +39,11 @@ class JobBoard {
  private:
   static constexpr std::size_t kRemembered = 1024;
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable ended_;
   std::unordered_set<std::uint64_t> under_way_;
+  std::unordered_set<std::uint64_t> stranded_;  // of those under way
+  Status why_stranded_;
   std::vector<CopyDone> done_;
   std::deque<std::pair<std::uint64_t, Status>> remembered_;  // the oldest first
 };

@@ -14,6 +14,10 @@ Result<std::unique_ptr<PagedCopier>> make_cuda_copier(const PagedKvLayout&, cons
   return Status(Code::kUnavailable, kWithoutCuda);
 }
 
+Result<bool> prepare_cuda_copier(const PagedKvLayout&, const SlotLayout&, int, std::chrono::milliseconds) {
+  return Status(Code::kUnavailable, kWithoutCuda);
+}
+
 CudaStatus cuda_status() {
   CudaStatus status;
   status.message = kWithoutCuda;

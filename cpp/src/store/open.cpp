@@ -130,7 +130,7 @@ Status StoreCore::serve(const std::string& engine_id, std::uint64_t rank_bytes) 
   return Status();
 }
 
-// The worker's process has ended and can write no more: its unfinished fills failed, its unfinished loads are over.
+// The worker's process has ended, or it said that no copy is under way: its unfinished fills failed, its unfinished loads are over.
 void StoreCore::on_rank_gone(std::uint32_t rank) {
   std::lock_guard lock(mu);
   for (SlotId id = 0; id < slots.size(); ++id) {

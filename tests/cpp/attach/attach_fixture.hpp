@@ -74,10 +74,11 @@ inline UniqueFd connect_raw(const std::string& path) {
 }
 
 class AttachTest : public ::testing::Test {
- protected:
+ public:
   static constexpr std::uint64_t kArenaBytes = 4ull << 20;
   static constexpr std::uint64_t kRankBytes = 65536;
 
+ protected:
   AttachTest() : environment_("LMCN_RUNTIME_DIR", scratch_.path() + "/run") {
     auto arena = HostArena::create({.bytes = kArenaBytes, .populate_threads = 0});
     EXPECT_TRUE(arena.ok()) << arena.status().to_string();

@@ -42,6 +42,20 @@ Status answer_to(const std::string& path, const void* hello, std::size_t bytes) 
   return wire::status_of(reply);
 }
 
+// A worker that has the arena and is to end in its own way; invalid when the owner refused it.
+UniqueFd attached_raw(const std::string& path, std::uint32_t rank) {
+  UniqueFd socket = connect_raw(path);
+  wire::Hello hello;
+  hello.rank = rank;
+  hello.rank_bytes = AttachTest::kRankBytes;
+  pollfd event{socket.get(), POLLIN, 0};
+  wire::Reply reply;
+  UniqueFd memfd;
+  const bool attached = wire::send_hello(socket.get(), hello).ok() && ::poll(&event, 1, 20'000) == 1 &&
+                        wire::receive_reply(socket.get(), reply, memfd).ok() && memfd.valid();
+  return attached ? std::move(socket) : UniqueFd();
+}
+
 TEST_F(Rendezvous, WorkerSharesTheOwnersArena) {
   const auto owner = serve("engine");
   EXPECT_EQ(owner->path(), scratch_.path() + "/run/engine.sock");
@@ -399,14 +413,76 @@ TEST_F(Rendezvous, SilentConnectionsAreDroppedAtTheirDeadline) {
 
 TEST_F(Rendezvous, AnAttachedWorkerThatTalksLosesItsConnection) {
   const auto owner = serve("engine");
-  const UniqueFd socket = connect_raw(owner->path());
-  wire::Hello hello;
-  hello.rank = 1;
-  hello.rank_bytes = kRankBytes;
-  ASSERT_EQ(::send(socket.get(), &hello, sizeof hello, MSG_NOSIGNAL), static_cast<ssize_t>(sizeof hello));
-  ASSERT_TRUE(waits_until([&] { return owner->attached_ranks() == 1; }));
-  ASSERT_EQ(::send(socket.get(), "and another thing", 17, MSG_NOSIGNAL), 17);
+  const pid_t worker = run_in_child([&] {
+    const UniqueFd socket = attached_raw(owner->path(), 1);
+    if (!socket.valid() || ::send(socket.get(), "and another thing", 17, MSG_NOSIGNAL) != 17) return 2;
+    char byte;
+    return ::recv(socket.get(), &byte, 1, 0) == 0 ? 0 : 3;  // blocks until the owner closes
+  });
+  EXPECT_EQ(exit_status(worker), 0);
   EXPECT_EQ(wait_gone(1), std::vector<std::uint32_t>{1});
+}
+
+// Its device may copy for it still.
+TEST_F(Rendezvous, AWorkerWithoutAGoodbyeIsGoneOnlyWhenItsProcessIs) {
+  const auto owner = serve("engine");
+  int closed[2], released[2];
+  ASSERT_EQ(::pipe2(closed, O_CLOEXEC), 0);
+  ASSERT_EQ(::pipe2(released, O_CLOEXEC), 0);
+  const pid_t worker = run_in_child([&] {
+    ::close(closed[0]);
+    ::close(released[1]);
+    UniqueFd socket = attached_raw(owner->path(), 2);
+    if (!socket.valid()) return 2;
+    socket.reset();
+    ::close(closed[1]);
+    char byte;
+    return ::read(released[0], &byte, 1) == 0 ? 0 : 1;
+  });
+  ::close(closed[1]);
+  ::close(released[0]);
+  char byte;
+  EXPECT_EQ(::read(closed[0], &byte, 1), 0);
+  // Another's end, which comes after that of the socket, is seen.
+  ASSERT_TRUE(attach("engine", 1).ok());
+  EXPECT_EQ(wait_gone(1), std::vector<std::uint32_t>{1});
+  EXPECT_EQ(owner->attached_ranks(), 1u);
+  const Status refused = attach("engine", 2, 0ms).status();
+  EXPECT_EQ(refused.code(), Code::kLocked);
+  EXPECT_NE(refused.message().find("by process " + std::to_string(worker) + ", whose connection has ended"), std::string::npos)
+      << refused.message();
+  ::close(released[1]);
+  EXPECT_EQ(exit_status(worker), 0);
+  EXPECT_EQ(wait_gone(2), (std::vector<std::uint32_t>{1, 2}));
+  EXPECT_TRUE(attach("engine", 2).ok()) << "its successor";
+  ::close(closed[0]);
+}
+
+// What a forked child destroys of its parent's says nothing to the owner.
+TEST_F(Rendezvous, AForkedChildSaysNoGoodbye) {
+  const auto owner = serve("engine");
+  auto client = attach("engine", 0);
+  ASSERT_TRUE(client.ok());
+  const pid_t child = run_in_child([&] {
+    client->reset();
+    return 0;
+  });
+  EXPECT_EQ(exit_status(child), 0);
+  ASSERT_TRUE(attach("engine", 1).ok());
+  EXPECT_EQ(wait_gone(1), std::vector<std::uint32_t>{1});
+  client->reset();
+  EXPECT_EQ(wait_gone(2), (std::vector<std::uint32_t>{1, 0}));
+}
+
+// It did not wait for the answer: it has no arena, and a rank that nobody holds is free at once.
+TEST_F(Rendezvous, AWorkerThatGaveUpHoldsNoRank) {
+  const auto owner = serve("engine");
+  for (int i = 0; i < 50; ++i) {
+    const Status status = attach("engine", 0, 0ms).status();
+    EXPECT_TRUE(status.ok() || status.code() == Code::kDeadlineExceeded || status.code() == Code::kLocked) << status.to_string();
+  }
+  EXPECT_TRUE(waits_until([&] { return owner->attached_ranks() == 0; }));
+  EXPECT_TRUE(attach("engine", 0).ok());
 }
 
 TEST_F(Rendezvous, OtherUsersAreRefused) {

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "base/seq_points.hpp"
+#include "child_process.hpp"
 #include "copier_fixture.hpp"
 #include "memory/slot_image.hpp"
 
@@ -419,6 +420,30 @@ TEST_F(CopierJobs, MakeRefusesWhatDoesNotFit) {
   EXPECT_NE(refused(no_blocks, slot_, arena_->base(), 0).find("invalid_argument: num_blocks is 0"), std::string::npos);
   SlotLayout other = SlotLayout::make(3, case_.planes, paged_->layout().token_bytes(), case_.chunk_tokens).value();
   EXPECT_NE(refused(paged_->layout(), other, arena_->base(), 0).find("invalid_argument: the slot layout"), std::string::npos);
+}
+
+// multiprocessing forks an engine's process, and its child destroys what it inherited when it ends.
+TEST_F(CopierJobs, AForkedChildHasNoCopier) {
+  ASSERT_TRUE(copier_->submit(job(1, CopyDirection::kGather, {0, 1})).ok());
+  const std::string name = copier_->name();
+  const pid_t child = run_in_child([&] {
+    const std::uint64_t ids[] = {1};
+    const std::string refusal = "unavailable: the copier belongs to the parent process, a forked child cannot use it";
+    if (copier_->submit(job(2, CopyDirection::kGather, {2})).to_string() != refusal) return 1;
+    if (copier_->wait(ids, 60s).to_string() != refusal) return 2;
+    if (copier_->wait_layers(1, 1, 60s, 0).to_string() != refusal) return 3;
+    if (!copier_->poll().empty()) return 4;
+    if (copier_->lost().to_string() != refusal) return 5;
+    if (copier_->name() != name || "unavailable: " + copier_->details() != refusal) return 6;
+    copier_->cancel(ids);
+    copier_.reset();
+    return 0;
+  });
+  EXPECT_EQ(exit_status(child), 0);
+  EXPECT_TRUE(only_result(1).ok);
+  EXPECT_TRUE(copier_->lost().ok());
+  for (const std::size_t s : {0, 1}) expect_gathered(s);
+  EXPECT_EQ(arena_->compare(), "");
 }
 
 }  // namespace

@@ -18,6 +18,7 @@ ATTACH_TIMEOUT_S = 10.0
 ATTACH_AGAIN_AFTER_S = 60.0
 ATTACH_AGAIN_TIMEOUT_S = 0.1
 WAIT_WARNING_S = 10.0
+PREPARE_TIMEOUT_S = 0.05
 
 
 class CopierClient:
@@ -53,6 +54,16 @@ class CopierClient:
         self._copier: Any = None  # what _make_copier() makes
         self._attach_at_s = 0.0
         self._attach_failed = False
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """When the engine registers its memory, before it serves: which way copies take."""
+        if self._device_type != "cuda":
+            return
+        try:
+            PagedCopier.prepare_cuda(self._paged_layout(), self.slot_layout, device=self._device_index, timeout_s=PREPARE_TIMEOUT_S)
+        except LmcacheNativeError as error:
+            logger.warning("rank %d: copies were not measured: %s", self._rank, error)
 
     def attached(self) -> Any:
         """The copier; at the first job, attaches to the scheduler's arena. Unavailable while that fails, quickly after the first
