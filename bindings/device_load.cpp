@@ -46,23 +46,26 @@ LoaderObject make(const PagedKvLayout& paged, const SlotLayout& slot, const Devi
 }
 
 LoaderObject host(const PagedKvLayout& paged, const SlotLayout& slot, std::uint32_t rank, std::uint32_t rank_count,
-                  std::uint64_t buffer_bytes, unsigned in_flight, nb::object owner) {
+                  std::uint64_t buffer_bytes, unsigned in_flight, unsigned files, nb::object owner) {
   DeviceLoaderOptions options;
   options.rank = rank;
   options.rank_count = rank_count;
   options.buffer_bytes = buffer_bytes;
   options.in_flight = in_flight;
+  options.files = files;
   return make(paged, slot, options, std::move(owner));
 }
 
 LoaderObject cuda(const PagedKvLayout& paged, const SlotLayout& slot, int device, const std::string& plugin, std::uint32_t rank,
-                  std::uint32_t rank_count, std::uint64_t buffer_bytes, unsigned in_flight, bool allow_compat, nb::object owner) {
+                  std::uint32_t rank_count, std::uint64_t buffer_bytes, unsigned in_flight, unsigned files, bool allow_compat,
+                  nb::object owner) {
   DeviceLoaderOptions options;
   options.device = device;
   options.rank = rank;
   options.rank_count = rank_count;
   options.buffer_bytes = buffer_bytes;
   options.in_flight = in_flight;
+  options.files = files;
   if (!plugin.empty()) options.plugin = take(load_gds_plugin(plugin));
   options.allow_compat = allow_compat;
   return make(paged, slot, options, std::move(owner));
@@ -188,23 +191,28 @@ void init_device_load(nb::module_& module) {
                            "Dropping it waits for reads under way.")
       .def_static("host", host, nb::arg("paged"), nb::arg("slot"), nb::kw_only(), nb::arg("rank") = 0, nb::arg("rank_count") = 1,
                   nb::arg("buffer_bytes") = DeviceLoaderOptions{}.buffer_bytes,
-                  nb::arg("in_flight") = DeviceLoaderOptions{}.in_flight, nb::arg("owner") = nb::none(),
+                  nb::arg("in_flight") = DeviceLoaderOptions{}.in_flight, nb::arg("files") = DeviceLoaderOptions{}.files,
+                  nb::arg("owner") = nb::none(),
                   nb::sig("def host(paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, rank_count: int = 1, buffer_bytes: "
-                          "int = 268435456, in_flight: int = 8, owner: object = None) -> DeviceLoader"),
+                          "int = 268435456, in_flight: int = 8, files: int = 1, owner: object = None) -> DeviceLoader"),
                   "For paged memory that this process can address. buffer_bytes: staging memory. in_flight: records read at once. "
+                  "files: how many\n"
+                  "files records lie in; each has its share of the reads at once, so that one on a silent drive holds up no other. "
                   "owner: any object\n"
                   "to keep alive with the loader (the tensors behind `paged`).")
       .def_static(
           "cuda", cuda, nb::arg("paged"), nb::arg("slot"), nb::kw_only(), nb::arg("device") = 0, nb::arg("plugin") = "",
           nb::arg("rank") = 0, nb::arg("rank_count") = 1, nb::arg("buffer_bytes") = DeviceLoaderOptions{}.buffer_bytes,
-          nb::arg("in_flight") = DeviceLoaderOptions{}.in_flight, nb::arg("allow_compat") = false, nb::arg("owner") = nb::none(),
+          nb::arg("in_flight") = DeviceLoaderOptions{}.in_flight, nb::arg("files") = DeviceLoaderOptions{}.files,
+          nb::arg("allow_compat") = false, nb::arg("owner") = nb::none(),
           nb::sig("def cuda(paged: PagedKvLayout, slot: SlotLayout, *, device: int = 0, plugin: str = '', rank: int "
-                  "= 0, rank_count: int = 1, buffer_bytes: int = 268435456, in_flight: int = 8, allow_compat: bool = False, "
+                  "= 0, rank_count: int = 1, buffer_bytes: int = 268435456, in_flight: int = 8, files: int = 1, allow_compat: "
+                  "bool = False, "
                   "owner: object = None) -> DeviceLoader"),
           "For paged memory on a CUDA device. plugin: path of liblmcn_gds.so, for GPUDirect Storage; else through host memory. "
           "allow_compat: "
           "whether kvikio\n"
-          "without GDS will do. Unavailable: no CUDA, or no GDS.")
+          "without GDS will do. Unavailable: no CUDA, or no GDS. ResourceExhausted: no memory for staging on the device.")
       .def("submit", submit, nb::arg("id"), nb::arg("files"), nb::arg("file_indexes").none(), nb::arg("offsets").none(),
            nb::arg("image_bytes").none(), nb::arg("keys").none(), nb::arg("namespace"), nb::arg("region_sequences").none(),
            nb::arg("first_tokens").none(), nb::arg("tokens").none(), nb::arg("block_begin").none(), nb::arg("block_ids").none(),
@@ -246,7 +254,24 @@ void init_device_load(nb::module_& module) {
           "Lines for the log since the last call: that GDS failed and was given up.")
       .def_prop_ro(
           "name", [](const LoaderObject& self) { return self.loader->name(); },
-          "What reads the files now: 'gds', 'gds-compat' or 'host'.");
+          "Of all paths, the one furthest from GDS: 'gds', 'gds-compat' or 'host'; 'none' while nothing was read and it is not "
+          "known.")
+      .def_prop_ro(
+          "paths",
+          [](const LoaderObject& self) {
+            nb::dict paths;
+            for (const DeviceLoadPath& path : without_gil(self, [](DeviceLoader& loader) { return loader.paths(); })) {
+              paths[nb::str(path.path.c_str())] = nb::make_tuple(path.name, path.reason);
+            }
+            return paths;
+          },
+          nb::sig("def paths(self) -> dict[str, tuple[str, str]]"),
+          "What last read each file: (name as above, how that is known or why it is not GDS), by path. As cuFile says for the "
+          "file.")
+      .def_prop_ro(
+          "gds_given_up",
+          [](const LoaderObject& self) { return without_gil(self, [](DeviceLoader& loader) { return loader.gds_given_up(); }); },
+          "It reads through host memory now, though it was made to do better.");
 }
 
 }  // namespace lmcn::python

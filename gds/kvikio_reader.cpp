@@ -145,9 +145,20 @@ int state(LmcnGdsReader* reader, std::uint32_t file, LmcnGdsState* state, LmcnGd
   });
 }
 
-void expect_all(const char* what, std::size_t done, std::uint64_t bytes) {
-  if (done == bytes) return;
-  throw std::runtime_error(std::string(what) + ": " + std::to_string(done) + " of " + std::to_string(bytes) + " bytes");
+/// `move` gives the bytes that it moved. One that returned has ended, however few they are. One that threw may not have: cuFile
+/// takes a large read apart, and says of no error that the other parts have ended.
+template <class Move>
+int transfer(LmcnGdsReader* reader, std::uint32_t file, const char* what, std::uint64_t bytes, LmcnGdsError error, Move&& move) {
+  bool under_way = false;
+  const int failed = guarded(error, [&] {
+    const std::shared_ptr<kvikio::FileHandle> handle = reader->find(file);
+    under_way = true;
+    const std::size_t done = move(*handle);
+    under_way = false;
+    if (done != bytes)
+      throw std::runtime_error(std::string(what) + ": " + std::to_string(done) + " of " + std::to_string(bytes) + " bytes");
+  });
+  return failed == 0 ? LMCN_GDS_OK : under_way ? LMCN_GDS_LOST : LMCN_GDS_FAILED;
 }
 
 bool is_registered(const LmcnGdsReader& reader, const void* memory, std::uint64_t bytes) {
@@ -159,25 +170,20 @@ bool is_registered(const LmcnGdsReader& reader, const void* memory, std::uint64_
 // copies. Other memory goes as one task (kvikio would make many) and without the threshold below which kvikio reads through host
 // memory. Nothing is ordered after the null stream: staging memory is written by nobody else.
 int read(LmcnGdsReader* reader, std::uint32_t file, std::uint64_t offset, void* memory, std::uint64_t bytes, LmcnGdsError error) {
-  return guarded(error, [&] {
-    const std::shared_ptr<kvikio::FileHandle> handle = reader->find(file);
-    if (is_registered(*reader, memory, bytes)) {
-      const auto at = static_cast<std::size_t>(static_cast<std::byte*>(memory) - reader->registered);
-      return expect_all("read", handle->read(reader->registered, bytes, offset, at, false), bytes);
-    }
-    expect_all("read", handle->pread(memory, bytes, offset, bytes, 0, false, &reader->threads).get(), bytes);
+  return transfer(reader, file, "read", bytes, error, [&](kvikio::FileHandle& handle) {
+    if (!is_registered(*reader, memory, bytes)) return handle.pread(memory, bytes, offset, bytes, 0, false, &reader->threads).get();
+    const auto at = static_cast<std::size_t>(static_cast<std::byte*>(memory) - reader->registered);
+    return handle.read(reader->registered, bytes, offset, at, false);
   });
 }
 
 int write(LmcnGdsReader* reader, std::uint32_t file, std::uint64_t offset, const void* memory, std::uint64_t bytes,
           LmcnGdsError error) {
-  return guarded(error, [&] {
-    const std::shared_ptr<kvikio::FileHandle> handle = reader->find(file);
-    if (is_registered(*reader, memory, bytes)) {
-      const auto at = static_cast<std::size_t>(static_cast<const std::byte*>(memory) - reader->registered);
-      return expect_all("write", handle->write(reader->registered, bytes, offset, at, false), bytes);
-    }
-    expect_all("write", handle->pwrite(memory, bytes, offset, bytes, 0, false, &reader->threads).get(), bytes);
+  return transfer(reader, file, "write", bytes, error, [&](kvikio::FileHandle& handle) {
+    if (!is_registered(*reader, memory, bytes))
+      return handle.pwrite(memory, bytes, offset, bytes, 0, false, &reader->threads).get();
+    const auto at = static_cast<std::size_t>(static_cast<const std::byte*>(memory) - reader->registered);
+    return handle.write(reader->registered, bytes, offset, at, false);
   });
 }
 

@@ -39,3 +39,21 @@ quietly() {
   fi
   rm -f "$log"
 }
+
+# pip_environment NAME REQUIREMENTS WHAT: a virtual environment with these packages in the cache folder, made unless it is there; prints
+# its path.
+pip_environment() {
+  local requirements=$REPO/$2 place
+  place=$CACHE/$1-$(sha256sum "$requirements" | cut -c1-12)
+  if [[ ! -f $place/.complete ]]; then
+    lock "$1"
+    if [[ ! -f $place/.complete ]]; then
+      say "$3: making $place"
+      rm -rf "$place"
+      "$(pick_python)" -m venv "$place"
+      quietly "$place/bin/python" -m pip install -r "$requirements"
+      touch "$place/.complete"
+    fi
+  fi
+  echo "$place"
+}

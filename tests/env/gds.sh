@@ -3,16 +3,4 @@
 # folder and prints its path.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-requirements=$REPO/requirements-gds-build.txt
-kvikio=$CACHE/kvikio-$(sha256sum "$requirements" | cut -c1-12)
-if [[ ! -f $kvikio/.complete ]]; then
-  lock kvikio
-  if [[ ! -f $kvikio/.complete ]]; then
-    say "kvikio: making $kvikio"
-    rm -rf "$kvikio"
-    "$(pick_python)" -m venv "$kvikio"
-    quietly "$kvikio/bin/python" -m pip install -r "$requirements"
-    touch "$kvikio/.complete"
-  fi
-fi
-echo "$kvikio"
+pip_environment kvikio requirements-gds-build.txt kvikio

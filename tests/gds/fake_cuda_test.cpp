@@ -94,7 +94,6 @@ class OnDevice : public LoadFixture {
 TEST_F(OnDevice, StagingIsRegisteredAndEverythingIsGivenBack) {
   const fake_cuda::State before = fake_cuda::state();
   make_loader();
-  EXPECT_EQ(loader->name(), "gds");
   EXPECT_EQ(fake_gds().registered_bytes % (2 * kMinSegmentBytes), 0u);
   EXPECT_GT(fake_gds().registered_bytes, 0u);
   const DeviceLoadJob job = two_records();
@@ -102,10 +101,29 @@ TEST_F(OnDevice, StagingIsRegisteredAndEverythingIsGivenBack) {
   expect_loaded(job, 1, 1);
   EXPECT_TRUE(load(job).ok);
   expect_pages();
+  EXPECT_EQ(loader->name(), "gds");
   loader.reset();
   const fake_cuda::State after = fake_cuda::state();
   EXPECT_EQ(after.live_streams, before.live_streams);
   EXPECT_EQ(after.live_events, before.live_events);
+}
+
+TEST_F(OnDevice, AFileThatCuFileWouldCopyThroughHostMemoryIsNotReadByIt) {
+  fake_gds().compat = true;
+  fake_gds().reads = 0;
+  make_loader();
+  const DeviceLoadJob job = two_records();
+  expect_loaded(job, 0, 0);
+  expect_loaded(job, 1, 1);
+  EXPECT_TRUE(load(job).ok);
+  expect_pages();
+  EXPECT_EQ(fake_gds().reads, 0);
+  EXPECT_TRUE(loader->gds_given_up());
+  const std::vector<DeviceLoadPath> paths = loader->paths();
+  ASSERT_EQ(paths.size(), 1u);
+  EXPECT_EQ(paths[0].name, "host");
+  EXPECT_EQ(paths[0].reason, "a fake");
+  EXPECT_EQ(loader->name(), "host");
 }
 
 TEST_F(OnDevice, PagesAreWrittenAfterTheEnginesStream) {
@@ -298,7 +316,9 @@ TEST_F(OnDevice, DevicesAndMemoryThatAreNotThere) {
   EXPECT_EQ(status.code(), Code::kInvalidArgument) << "the pages are on device 1";
   loading.device = kDevice;
   fake_cuda::fail("cudaMalloc", 1, cudaErrorMemoryAllocation);
-  EXPECT_EQ(make_device_loader(layout, slot, loading).status().code(), Code::kResourceExhausted);
+  const Status full = make_device_loader(layout, slot, loading).status();
+  EXPECT_EQ(full.code(), Code::kResourceExhausted);
+  EXPECT_NE(full.message().find(" bytes of staging memory: cudaMalloc"), std::string::npos) << full.to_string();
 }
 
 }  // namespace

@@ -6,7 +6,11 @@
 #include <cstddef>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
+#include <mutex>
+#include <span>
 #include <string>
+#include <vector>
 
 struct LmcnGdsReader {
   std::atomic<std::uint32_t> files{0};
@@ -22,6 +26,21 @@ void called() {
 int fail(LmcnGdsError error, const char* text) {
   std::snprintf(error.text, error.bytes, "%s", text);
   return 1;
+}
+
+struct Late {
+  std::mutex mutex;
+  std::vector<std::span<std::byte>> memory;
+};
+Late& late() {
+  static Late late;
+  return late;
+}
+
+bool hangs(std::uint32_t file) {
+  const FakeGds& fake = fake_gds();
+  if (fake.fault != Fault::kHang) return false;
+  return fake.hang_path.empty() || std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(file)) == fake.hang_path;
 }
 
 int make(const LmcnGdsOptions*, LmcnGdsReader** reader, LmcnGdsError error) {
@@ -61,13 +80,20 @@ int state(LmcnGdsReader*, std::uint32_t, LmcnGdsState* state, LmcnGdsError) {
 int read_file(LmcnGdsReader*, std::uint32_t file, std::uint64_t offset, void* memory, std::uint64_t bytes, LmcnGdsError error) {
   called();
   FakeGds& fake = fake_gds();
+  if (fake.on_read) fake.on_read();
   ++fake.reads;
-  if (fake.fault == Fault::kHang) {
+  if (hangs(file)) {
     ++fake.hanging;
     fake.hanging.notify_all();
     fake.fault.wait(Fault::kHang);
   }
-  if (fake.fault == Fault::kRead) return fail(error, "DMA failed");
+  if (fake.fault == Fault::kReadEnded) return fail(error, "DMA failed");
+  if (fake.fault == Fault::kRead) {
+    std::lock_guard lock(late().mutex);
+    late().memory.emplace_back(static_cast<std::byte*>(memory), bytes);
+    fail(error, "DMA failed");
+    return LMCN_GDS_LOST;
+  }
   const ssize_t n = ::pread(static_cast<int>(file), memory, bytes, static_cast<off_t>(offset));
   if (n != static_cast<ssize_t>(bytes)) return fail(error, "short read");
   if (fake.fault == Fault::kWrongBytes) static_cast<std::byte*>(memory)[bytes / 2] ^= std::byte{1};
@@ -85,6 +111,16 @@ int write_file(LmcnGdsReader*, std::uint32_t file, std::uint64_t offset, const v
 FakeGds& fake_gds() {
   static FakeGds fake;
   return fake;
+}
+
+std::size_t write_late() {
+  std::lock_guard lock(late().mutex);
+  for (const std::span<std::byte> memory : late().memory) std::memset(memory.data(), 0xEE, memory.size());
+  return late().memory.size();
+}
+void end_late() {
+  std::lock_guard lock(late().mutex);
+  late().memory.clear();
 }
 
 const LmcnGdsPlugin kFakeGds{LMCN_GDS_PLUGIN_ABI, "0",        "0",   make,      destroy,   register_memory,

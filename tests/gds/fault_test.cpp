@@ -2,6 +2,7 @@
 #include <atomic>
 #include <filesystem>
 
+#include "copy/device_load_files.hpp"
 #include "fake_gds.hpp"
 #include "load_fixture.hpp"
 
@@ -19,7 +20,10 @@ class Fallback : public LoadFixture {
   ~Fallback() override {
     set(Fault::kNone);
     loader.reset();
-    fake_gds().on_call = nullptr;
+    fake_gds().on_call = fake_gds().on_read = nullptr;
+    fake_gds().hang_path.clear();
+    end_late();
+    release_lost();
     EXPECT_EQ(fake_gds().open_files, 0);
     EXPECT_EQ(fake_gds().readers, 0);
   }
@@ -37,18 +41,24 @@ class Fallback : public LoadFixture {
   }
 };
 
-TEST_F(Fallback, AReadThatFailsWhereODirectDoesNotEndsGdsWithOneLine) {
+class FailedRead : public Fallback, public testing::WithParamInterface<Fault> {};
+INSTANTIATE_TEST_SUITE_P(, FailedRead, testing::Values(Fault::kRead, Fault::kReadEnded));
+
+TEST_P(FailedRead, WhereODirectDoesNotEndsGdsWithOneLine) {
   make_loader();
+  EXPECT_EQ(loader->name(), "none");
   DeviceLoadJob job = job_of(1, 0, 3);
   expect_all(job, 0);
   EXPECT_TRUE(load(job).ok);
   EXPECT_EQ(fake_gds().reads, 3);
   EXPECT_EQ(loader->name(), "gds-compat");
-  set(Fault::kRead);
+  EXPECT_FALSE(loader->gds_given_up());
+  set(GetParam());
   job = job_of(2, 3, 6);
   expect_all(job, 3);
   EXPECT_TRUE(load(job).ok);
   EXPECT_EQ(loader->name(), "host");
+  EXPECT_TRUE(loader->gds_given_up());
   const std::vector<std::string> notes = loader->notes();
   ASSERT_EQ(notes.size(), 1u);
   EXPECT_NE(notes[0].find("DMA failed"), std::string::npos) << notes[0];
@@ -73,6 +83,146 @@ TEST_F(Fallback, AFileThatGdsDoesNotServe) {
   const std::vector<std::string> notes = loader->notes();
   ASSERT_EQ(notes.size(), 1u);
   EXPECT_NE(notes[0].find("file system not supported"), std::string::npos) << notes[0];
+  expect_pages();
+}
+
+TEST_F(Fallback, WhatAFailedReadStillWritesReachesNoPageAndNoMemoryOfOthers) {
+  make_loader();
+  set(Fault::kRead);
+  SeqPointScope scope;
+  SeqPoints::hold("device_load.moving");
+  const DeviceLoadJob job = job_of(1, 0, 6);
+  expect_all(job, 0);
+  ASSERT_TRUE(loader->submit(job).ok());
+  ASSERT_TRUE(SeqPoints::wait_until_reached("device_load.moving", 60s));
+  EXPECT_GT(write_late(), 0u);  // into what is verified, and about to be copied, were it the same memory
+  SeqPoints::release("device_load.moving");
+  EXPECT_TRUE(result(1).ok);
+  expect_pages();
+  loader.reset();
+  write_late();  // under AddressSanitizer: not into memory that was given back
+}
+
+TEST_F(Fallback, MemoryThatReadsMayStillWriteIsBounded) {
+  make_loader();  // four lanes
+  const DeviceLoadItem good = write(0);
+  DeviceLoadItem cut = good;
+  cut.path = (root.path() / "cut").string();
+  idle();
+  for (std::uint64_t failures = 1; failures <= 3; ++failures) {
+    std::filesystem::remove(cut.path);
+    std::filesystem::copy_file(good.path, cut.path);
+    // The file ends under the read, so that neither GDS nor O_DIRECT has it.
+    fake_gds().on_read = [&] { std::filesystem::resize_file(cut.path, cut.offset + kPageBytes); };
+    set(Fault::kRead);
+    DeviceLoadJob job{.id = failures};
+    add(job, cut);
+    expect_failed(load(job), 0, Code::kIoError, "it ends at byte");
+    EXPECT_EQ(write_late(), failures);
+    EXPECT_EQ(loader->gds_given_up(), failures > 2) << failures;
+    EXPECT_EQ(loader->notes().size(), failures == 3 ? 1u : 0u);
+    set(Fault::kNone);
+    fake_gds().on_read = nullptr;
+    DeviceLoadJob next{.id = 10 + failures};
+    add(next, good);
+    expect_loaded(next, 0, 0);
+    EXPECT_TRUE(load(next).ok);
+    EXPECT_EQ(loader->name(), failures == 3 ? "host" : "gds-compat");
+  }
+  expect_pages();
+}
+
+TEST_F(Fallback, WithoutMemoryThatNoReadMayStillWriteLoadsEndWithOneLine) {
+  loading.buffer_bytes = static_cast<std::uint64_t>(slot.rank_bytes);  // of one record
+  make_loader();
+  set(Fault::kRead);
+  const DeviceLoadDone done = load(job_of(1, 0, 2));
+  ASSERT_EQ(done.failed.size(), 2u);
+  for (const DeviceLoadFailure& one : done.failed) {
+    EXPECT_EQ(one.status.code(), Code::kUnavailable);
+    EXPECT_NE(one.status.message().find("no staging memory is left"), std::string::npos) << one.status.to_string();
+  }
+  EXPECT_TRUE(loader->gds_given_up());
+  EXPECT_EQ(loader->notes().size(), 1u);
+  expect_failed(load(job_of(2, 2, 1)), 0, Code::kUnavailable, "DMA failed");
+  expect_pages();
+}
+
+TEST_F(Fallback, LoadersWhoseMemoryCannotBeGivenBackAreBounded) {
+  for (int i = 0; i < 4; ++i) {
+    set(Fault::kNone);
+    make_loader();
+    set(Fault::kRead);
+    const DeviceLoadJob job = job_of(1, 0, 1);
+    expect_all(job, 0);
+    EXPECT_TRUE(load(job).ok);
+    loader.reset();
+  }
+  const auto made = make_device_loader(layout, slot, loading);
+  ASSERT_FALSE(made.ok());
+  EXPECT_EQ(made.status().code(), Code::kUnavailable);
+  EXPECT_NE(made.status().message().find("4 loaders of this process"), std::string::npos) << made.status().to_string();
+  loading.plugin = nullptr;
+  make_loader();
+  expect_pages();
+}
+
+TEST_F(Fallback, ADriveThatHangsLeavesLanesToTheOthers) {
+  loading.files = 2;
+  make_loader();  // four lanes
+  DeviceLoadJob hung{.id = 1}, job{.id = 2};
+  for (std::uint32_t id = 0; id < 8; ++id) add(hung, write(id));
+  for (std::uint32_t id = 0; id < 8; ++id) add(job, write(id));
+  idle();
+  const std::string other = (root.path() / "other").string();
+  std::filesystem::copy_file(job.items[0].path, other);
+  for (DeviceLoadItem& item : job.items) item.path = other;
+  fake_gds().hang_path = hung.items[0].path;
+  set(Fault::kHang);
+  ASSERT_TRUE(loader->submit(hung).ok());
+  expect_all(job, 0);
+  EXPECT_TRUE(load(job).ok);
+  EXPECT_EQ(fake_gds().hanging, 2);
+  expect_pages();
+  set(Fault::kNone);
+  expect_all(hung, 0);
+  EXPECT_TRUE(result(1).ok);
+  expect_pages();
+}
+
+TEST_F(Fallback, WhatReadEachFileIsSaid) {
+  make_loader();
+  DeviceLoadItem item = write(0);
+  const std::string first = item.path;
+  DeviceLoadJob job{.id = 1};
+  add(job, item);
+  expect_loaded(job, 0, 0);
+  EXPECT_TRUE(load(job).ok);
+  EXPECT_EQ(loader->name(), "gds-compat");
+  fake_gds().compat = false;
+  item.path = (root.path() / "other").string();
+  std::filesystem::copy_file(first, item.path);
+  job = {.id = 2};
+  add(job, item);
+  expect_loaded(job, 0, 0);
+  EXPECT_TRUE(load(job).ok);
+  std::vector<DeviceLoadPath> paths = loader->paths();
+  ASSERT_EQ(paths.size(), 2u);
+  for (const DeviceLoadPath& path : paths) {
+    EXPECT_EQ(path.name, path.path == first ? "gds-compat" : "gds");
+    EXPECT_EQ(path.reason, "a fake");
+  }
+  EXPECT_EQ(loader->name(), "gds-compat");
+  set(Fault::kReadEnded);
+  job.id = 3;
+  EXPECT_TRUE(load(job).ok);
+  paths = loader->paths();
+  ASSERT_EQ(paths.size(), 2u);
+  for (const DeviceLoadPath& path : paths) {
+    EXPECT_EQ(path.name, path.path == first ? "gds-compat" : "host");
+    EXPECT_EQ(path.reason, path.path == first ? "a fake" : "DMA failed");
+  }
+  EXPECT_EQ(loader->name(), "host");
   expect_pages();
 }
 
@@ -240,15 +390,6 @@ const LmcnGdsPlugin* plugin_under_test() {
 }
 std::string name_under_test() {
   return "host";
-}
-int device_under_test() {
-  return -1;
-}
-std::byte* allocate_pages(std::size_t bytes) {
-  return new std::byte[bytes];
-}
-void release_pages(std::byte* pages) {
-  delete[] pages;
 }
 
 }  // namespace lmcn::load_test

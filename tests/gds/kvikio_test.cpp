@@ -25,15 +25,6 @@ const LmcnGdsPlugin* plugin_under_test() {
 std::string name_under_test() {
   return "gds-compat";
 }
-int device_under_test() {
-  return -1;
-}
-std::byte* allocate_pages(std::size_t bytes) {
-  return new std::byte[bytes];
-}
-void release_pages(std::byte* pages) {
-  delete[] pages;
-}
 
 namespace {
 

@@ -54,6 +54,13 @@ struct DeviceLoadDone {
   std::vector<DeviceLoadFailure> failed;  // by item; their pages were not touched unless the code is kIoError "scatter: ..."
 };
 
+/// What last read a data file without an error.
+struct DeviceLoadPath {
+  std::string path;
+  std::string name;    // "gds" | "gds-compat" (kvikio without GDS) | "host"
+  std::string reason;  // how that is known (cuFile's answer for this file), or why it is not "gds"; empty where no plugin was given
+};
+
 /// Thread-safe. submit(), poll() and cancel() wait for no I/O and no copy. An item ends in one of these ways:
 ///  ok                 its record was whole and the right one, and its pages hold it
 ///  kCorruption        its bytes are not provably the right ones (another key, namespace or region sequence; a checksum)
@@ -72,8 +79,13 @@ class DeviceLoader {
   virtual Status wait(std::span<const std::uint64_t> ids, std::chrono::milliseconds timeout) = 0;
   /// Items not yet verified fail at once with kAborted; a read under way is left to end and its bytes are dropped.
   virtual void cancel(std::span<const std::uint64_t> ids) = 0;
-  /// What reads the files now: "gds" | "gds-compat" (kvikio without GDS) | "host".
+  /// Of all paths(), the one that is furthest from GDS: "gds", "gds-compat", "host"; "none" while nothing was read and it is not
+  /// known.
   virtual std::string name() const = 0;
+  /// Every file that was read, by path.
+  virtual std::vector<DeviceLoadPath> paths() const = 0;
+  /// It reads through host memory now, though it was made to do better.
+  virtual bool gds_given_up() const = 0;
   /// Lines for the log since the last call; one when GDS failed and was given up for the host path.
   virtual std::vector<std::string> notes() = 0;
 };
@@ -84,12 +96,15 @@ struct DeviceLoaderOptions {
   std::uint32_t rank_count = 1;
   std::uint64_t buffer_bytes = 256ull << 20;  // staging memory, allocated and registered once; bounds the records in flight
   unsigned in_flight = 8;                     // records read at once, at most what buffer_bytes holds; each has a thread
-  const LmcnGdsPlugin* plugin = nullptr;      // load_gds_plugin(); null: the host path
-  bool allow_compat = false;                  // whether kvikio without GDS will do (tests, measuring); else kUnavailable
+  unsigned files = 1;                     // that items will name; each has at most in_flight / files of the reads, and one at least
+  const LmcnGdsPlugin* plugin = nullptr;  // load_gds_plugin(); null: the host path
+  bool allow_compat = false;              // whether kvikio without GDS will do (tests, measuring); else kUnavailable
 };
 
-/// kInvalidArgument: layout, rank, or buffer_bytes that holds no record. kUnavailable: no CUDA, no GDS and compat not allowed; the
-/// message says what is missing. `paged`'s memory outlives the loader. Allocates; may wait for the device.
+/// kInvalidArgument: layout, rank, or buffer_bytes that holds no record. kUnavailable: no CUDA, no GDS and compat not allowed, or
+/// reads of earlier loaders of this process have not provably ended; the message says what is missing. kResourceExhausted: no
+/// memory for staging. `paged`'s memory outlives the loader. Allocates; may wait for the device. With a plugin one record's part of
+/// buffer_bytes is kept for after a read that did not end cleanly, where it holds two.
 Result<std::unique_ptr<DeviceLoader>> make_device_loader(const PagedKvLayout& paged, const SlotLayout& slot,
                                                          const DeviceLoaderOptions& options);
 

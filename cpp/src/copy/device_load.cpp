@@ -7,16 +7,18 @@
 //  D1  Only the lane that took an item touches pages for it, and only in `moving`, which it enters from `reading` after its bytes
 //      were verified. Cancelling and deadlines end items in `queued` and `reading` only: after that the lane drops its bytes.
 //  D2  A lane's staging memory is its own until its read has returned, however long the item has been ended by then.
-//  D3  A lane whose staging memory may still be in use by the device (DeviceStageLane::broken) takes no more items. The others do;
-//      when none is left, what is open and what is submitted fails.
+//  D3  Staging memory that may still be written once its read has returned is not used again: neither that of a lane which has lost
+//      the device (DeviceStageLane::broken) nor that of a read by GDS that got lost (GdsResult::lost); after the latter it outlives
+//      the loader. Such a lane ends. The others go on; when none is left, what is open and what is submitted fails.
+//  D5  The first lane whose read got lost goes on in spare memory, which GDS never reads into: there it is found out whether the
+//      file or GDS was at fault. GDS is given up at the latest when more than half of the lanes' memory is lost.
 //  D4  A job is reported once, when its last item has ended.
 #include "lmcn/device_load.hpp"
 
 #include <algorithm>
 #include <condition_variable>
-#include <deque>
+#include <map>
 #include <mutex>
-#include <optional>
 #include <thread>
 #include <unordered_map>
 #include <utility>
@@ -24,6 +26,7 @@
 #include "base/seq_points.hpp"
 #include "copy/copy_geometry.hpp"
 #include "copy/device_load_files.hpp"
+#include "copy/device_load_queue.hpp"
 #include "copy/device_load_stage.hpp"
 #include "copy/job_board.hpp"
 #include "memory/slot_image.hpp"
@@ -35,19 +38,6 @@ using Clock = std::chrono::steady_clock;
 
 constexpr unsigned kMaxLanes = 64;  // more I/Os in flight are known to hang in some versions of nvidia-fs
 
-enum class ItemState : std::uint8_t { kQueued, kReading, kMoving, kEnded };
-
-struct LoadJob {
-  DeviceLoadJob load;
-  CopyJob copy;  // the same items as the copying code takes them
-  std::shared_ptr<const StreamMark> mark;
-  std::vector<ItemState> states;
-  std::size_t next_item = 0;
-  std::size_t open_items = 0;
-  std::uint64_t bytes = 0;
-  std::vector<DeviceLoadFailure> failed;
-  Clock::time_point started{};
-};
 using JobPtr = std::shared_ptr<LoadJob>;
 
 /// Which bytes of a payload one rank needs: whole segments, so that they can be verified.
@@ -67,6 +57,13 @@ struct RankSegments {
     padded_bytes = (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
     rank_part = from - begin;
   }
+};
+
+/// How reading an item ended.
+struct ReadOutcome {
+  Status status;
+  bool lost = false;                               // GdsResult::lost, of `file`
+  std::shared_ptr<const LoadFile> file = nullptr;  // where it got lost
 };
 
 struct HeaderPage {
@@ -92,24 +89,28 @@ Status check_record(const std::byte* page, const DeviceLoadItem& item, std::uint
 
 class Loader final : public DeviceLoader {
  public:
+  /// `spare`: the stage has memory for one lane more than are started.
   Loader(std::shared_ptr<const CopyGeometry> geometry, const DeviceLoaderOptions& options, const RankSegments& segments,
-         std::unique_ptr<DeviceStage> stage, std::shared_ptr<GdsReader> gds)
+         std::unique_ptr<DeviceStage> stage, unsigned lanes, bool spare, std::shared_ptr<GdsReader> gds)
       : geometry_(std::move(geometry)),
         options_(options),
         segments_(segments),
         image_bytes_(lmcn::image_bytes(geometry_->rank_bytes() * options.rank_count)),
         stage_(std::move(stage)),
-        gds_name_(options.allow_compat ? "gds-compat" : "gds"),
-        gds_gone_(gds == nullptr),
-        files_(std::in_place, std::move(gds)) {}
+        lane_count_(lanes),
+        with_gds_(gds != nullptr),
+        queue_(std::max(1u, lanes / std::max(1u, options.files))),
+        spare_free_(spare),
+        gds_gone_(!with_gds_),
+        files_(std::make_shared<LoadFiles>(std::move(gds))) {}
 
-  Status start(unsigned lanes) {
-    for (unsigned i = 0; i < lanes; ++i) {
-      lanes_.emplace_back([this, lane = std::shared_ptr(stage_->make_lane(i))] { run(*lane); });
+  Status start() {
+    for (unsigned i = 0; i < lane_count_; ++i) {
+      lanes_.emplace_back([this, i] { run(i); });
     }
     timekeeper_ = std::thread([this] { keep_time(); });
     std::unique_lock lock(mutex_);
-    progress_.wait(lock, [&] { return attached_ == lanes; });
+    progress_.wait(lock, [&] { return attached_ == lane_count_; });
     return attach_failure_;
   }
 
@@ -126,6 +127,12 @@ class Loader final : public DeviceLoader {
     time_.notify_all();
     for (std::thread& lane : lanes_) lane.join();
     if (timekeeper_.joinable()) timekeeper_.join();
+    if (!lost_.empty()) {
+      lost_.push_back(std::move(files_));
+      lost_.push_back(std::move(stage_));
+      keep_lost(std::move(lost_));
+      return;
+    }
     static_cast<void>(stage_->on_device([&] {
       files_.reset();
       return Status();
@@ -153,7 +160,7 @@ class Loader final : public DeviceLoader {
         end_open(*job, no_lane_);
         return {};
       }
-      queue_.push_back(job);
+      queue_.push(job);
     }
     work_.notify_all();
     if (job->load.deadline != Clock::time_point::max()) time_.notify_all();
@@ -186,7 +193,25 @@ class Loader final : public DeviceLoader {
 
   std::string name() const override {
     std::lock_guard lock(mutex_);
-    return gds_gone_ ? "host" : gds_name_;
+    if (!with_gds_) return "host";
+    std::string name = "none";
+    for (const auto& [path, read] : read_by_) {
+      if (read.name == "host" || name == "none" || name == "gds") name = read.name;
+      if (name == "host") break;
+    }
+    return name;
+  }
+
+  std::vector<DeviceLoadPath> paths() const override {
+    std::lock_guard lock(mutex_);
+    std::vector<DeviceLoadPath> paths;
+    for (const auto& [path, read] : read_by_) paths.push_back(read);
+    return paths;
+  }
+
+  bool gds_given_up() const override {
+    std::lock_guard lock(mutex_);
+    return with_gds_ && gds_gone_;
   }
 
   std::vector<std::string> notes() override {
@@ -251,33 +276,51 @@ class Loader final : public DeviceLoader {
     progress_.notify_all();
   }
 
-  /// The next item that is still wanted; false: none.
-  bool take(JobPtr& job, std::size_t& item) {
-    while (!queue_.empty()) {
-      job = queue_.front();
-      while (job->next_item < job->states.size()) {
-        item = job->next_item++;
-        if (job->states[item] == ItemState::kQueued) return true;
-      }
-      queue_.pop_front();
-    }
-    return false;
-  }
-
   /// A lane gives up for `why`.
-  void lane_broke(const Status& why) {
-    if (--working_ > 0) return;
-    no_lane_ = {Code::kUnavailable, "every lane has lost the device: " + why.message()};
-    queue_.clear();
+  void lane_ended(const std::string& what, const Status& why) {
+    if (--working_ > 0) return leave_all_to_spare(why);
+    no_lane_ = {Code::kUnavailable, what + ": " + why.message()};
+    queue_.drop_waiting();
     std::vector<JobPtr> jobs;
     for (const auto& [id, job] : jobs_) jobs.push_back(job);
     for (const JobPtr& job : jobs) end_open(*job, no_lane_);
   }
+  /// Where the lane on spare memory is the last one.
+  void leave_all_to_spare(const Status& why) {
+    if (!on_spare_ || working_ > 1 || std::exchange(gds_gone_, true)) return;
+    notes_.push_back("no lane is left for GPUDirect Storage; reading through host memory from now on: " + why.message());
+    work_.notify_all();
+  }
+  void lane_broke(const Status& why) { lane_ended("every lane has lost the device", why); }
+
+  /// The memory of a lane is not used any more: its read of `item` got lost. The item is read once more.
+  void lane_lost(QueuedItem item, ReadOutcome outcome) {
+    lost_.push_back(outcome.file);
+    ++lost_lanes_;
+    if (2 * lost_lanes_ > lane_count_) give_up_gds(outcome.file->path(), outcome.status);
+    if (item.job->states[item.index] != ItemState::kReading) return;
+    item.job->states[item.index] = ItemState::kQueued;
+    item.gds_failure = std::move(outcome.status);
+    queue_.push_again(std::move(item));
+    work_.notify_all();
+  }
+
+  void give_up_gds(const std::string& path, const Status& failure) {
+    if (std::exchange(gds_gone_, true)) return;
+    std::string note = "GPUDirect Storage failed on " + path + "; reading through host memory from now on";
+    if (lost_lanes_ > 0) {
+      note += " (reads may still write " + std::to_string(lost_lanes_) + " of " + std::to_string(lane_count_) +
+              " parts of the staging memory, which are out of use)";
+    }
+    notes_.push_back(note + ": " + failure.message());
+    work_.notify_all();
+  }
 
   // ---- a lane's thread
 
-  void run(DeviceStageLane& lane) {
-    Status attached = lane.attach();
+  void run(unsigned index) {
+    const std::unique_ptr<DeviceStageLane> own = stage_->make_lane(index);
+    const Status attached = own->attach();
     const auto page = std::make_unique<HeaderPage>();
     std::unique_lock lock(mutex_);
     if (!attached.ok() && attach_failure_.ok()) attach_failure_ = attached;
@@ -285,22 +328,49 @@ class Loader final : public DeviceLoader {
     if (attached.ok()) ++working_;
     progress_.notify_all();
     if (!attached.ok()) return;
+    const Status lost = serve(*own, *page, false, lock);
+    if (lost.ok()) return;
+    // The item waits to be read again, so working_ still counts this lane.
+    if (!std::exchange(spare_free_, false)) return lane_ended("no staging memory is left that no read may still write", lost);
+    lock.unlock();
+    const std::unique_ptr<DeviceStageLane> spare = stage_->make_lane(lane_count_);
+    const Status ready = spare->attach();
+    lock.lock();
+    if (!ready.ok()) return lane_broke(ready);
+    on_spare_ = true;
+    leave_all_to_spare(lost);
+    static_cast<void>(serve(*spare, *page, true, lock));
+  }
+
+  /// Items, until the loader goes away or the lane is broken (ok), or a read into its memory got lost (why).
+  Status serve(DeviceStageLane& lane, HeaderPage& page, bool on_spare, std::unique_lock<std::mutex>& lock) {
     for (;;) {
-      JobPtr job;
-      std::size_t item = 0;
-      work_.wait(lock, [&] { return stop_ || take(job, item); });
-      if (stop_) return;
+      QueuedItem next;
+      work_.wait(lock, [&] { return stop_ || queue_.take(on_spare && !gds_gone_, next); });
+      if (stop_) return {};
+      const JobPtr& job = next.job;
+      const std::size_t item = next.index;
       if (job->started == Clock::time_point{}) job->started = Clock::now();
       job->states[item] = ItemState::kReading;
+      const bool gds = !gds_gone_ && !on_spare && next.gds_failure.ok();
       lock.unlock();
       LMCN_SEQ_POINT("device_load.before_read");
-      Status status = read_and_verify(lane, *page, job->load.items[item]);
+      ReadOutcome outcome = read_and_verify(lane, page, next, gds);
       LMCN_SEQ_POINT("device_load.verified");
       lock.lock();
+      queue_.ended(next);
+      work_.notify_all();
+      if (outcome.lost) {
+        const Status why = outcome.status;
+        lane_lost(std::move(next), std::move(outcome));
+        return why;
+      }
+      Status status = std::move(outcome.status);
       const bool wanted = job->states[item] == ItemState::kReading;
       if (lane.broken()) {
         if (wanted) end_item(*job, item, status);
-        return lane_broke(status);
+        lane_broke(status);
+        return {};
       }
       if (!wanted) continue;
       if (!status.ok()) {
@@ -314,46 +384,56 @@ class Loader final : public DeviceLoader {
       if (!status.ok()) status = Status(Code::kIoError, "scatter: " + status.message());
       lock.lock();
       end_item(*job, item, status);
-      if (lane.broken()) return lane_broke(status);
+      if (lane.broken()) {
+        lane_broke(status);
+        return {};
+      }
     }
   }
 
-  Status read_and_verify(DeviceStageLane& lane, HeaderPage& page, const DeviceLoadItem& item) {
-    Result<std::shared_ptr<const LoadFile>> file = files_->get(item.path);
-    if (!file.ok()) return file.status();
-    LMCN_RETURN_IF_ERROR((*file)->read(item.offset, page.bytes, kPageBytes));
-    LMCN_RETURN_IF_ERROR(check_record(page.bytes, item, options_.rank_count, geometry_->rank_bytes() * options_.rank_count));
-    LMCN_RETURN_IF_ERROR(read_payload(lane, **file, item.offset + kPageBytes + segments_.begin));
-    const SlotHeader& header = *slot_header(page.bytes);
-    return lane.verify({segments_.bytes, segments_.segment_bytes, segments_.first,
-                        std::span(header.segment).subspan(segments_.first, segments_.count)});
-  }
-
-  Status read_payload(DeviceStageLane& lane, const LoadFile& file, std::uint64_t offset) {
-    bool gds;
-    {
-      std::lock_guard lock(mutex_);
-      gds = !gds_gone_;
-    }
-    Status failure;
+  ReadOutcome read_and_verify(DeviceStageLane& lane, HeaderPage& page, const QueuedItem& next, bool gds) {
+    const DeviceLoadItem& item = next.item();
+    Result<std::shared_ptr<const LoadFile>> found = files_->get(item.path);
+    if (!found.ok()) return {.status = found.status()};
+    const LoadFile& file = **found;
+    const std::uint64_t offset = item.offset + kPageBytes + segments_.begin;
+    Status status = file.read(item.offset, page.bytes, kPageBytes);
+    if (status.ok()) status = check_record(page.bytes, item, options_.rank_count, geometry_->rank_bytes() * options_.rank_count);
+    if (!status.ok()) return {.status = std::move(status)};
+    Status gds_failure = next.gds_failure;
     if (gds) {
-      failure = file.gds_read(offset, lane.memory(), segments_.padded_bytes);
-      if (failure.ok()) return {};
+      GdsResult result = file.gds_read(offset, lane.memory(), segments_.padded_bytes);
+      if (result.lost) return {std::move(result.status), true, std::move(found).value()};
+      gds_failure = std::move(result.status);
     }
+    if (!gds || !gds_failure.ok()) status = read_through_host(lane, file, offset);
+    if (!status.ok()) return {.status = std::move(status)};
+    have_read(file, gds && gds_failure.ok(), gds_failure);
+    const SlotHeader& header = *slot_header(page.bytes);
+    return {.status = lane.verify({segments_.bytes, segments_.segment_bytes, segments_.first,
+                                   std::span(header.segment).subspan(segments_.first, segments_.count)})};
+  }
+
+  Status read_through_host(DeviceStageLane& lane, const LoadFile& file, std::uint64_t offset) {
     Result<std::byte*> host = lane.host_memory();
     if (!host.ok()) return host.status();
     LMCN_RETURN_IF_ERROR(file.read(offset, *host, segments_.padded_bytes));
-    LMCN_RETURN_IF_ERROR(lane.upload(segments_.padded_bytes));
-    // Only now is it known that GDS failed, and not the device or the file.
-    if (gds) give_up_gds(file, failure);
-    return {};
+    return lane.upload(segments_.padded_bytes);
   }
 
-  void give_up_gds(const LoadFile& file, const Status& failure) {
+  /// Only now, when O_DIRECT has read what GDS did not, is it known that GDS failed, and not the device or the file.
+  void have_read(const LoadFile& file, bool by_gds, const Status& gds_failure) {
     std::lock_guard lock(mutex_);
-    if (std::exchange(gds_gone_, true)) return;
-    notes_.push_back("GPUDirect Storage failed on " + file.path() +
-                     " where O_DIRECT did not; reading through host memory from now on: " + failure.message());
+    if (!gds_failure.ok()) give_up_gds(file.path(), gds_failure);
+    DeviceLoadPath& path = read_by_[file.path()];
+    path.path = file.path();
+    if (by_gds) {
+      path.name = file.gds_state().compat ? "gds-compat" : "gds";
+      path.reason = file.gds_state().reason;
+    } else if (path.name != "host") {
+      path.name = "host";
+      if (with_gds_) path.reason = gds_failure.ok() ? "GPUDirect Storage was given up" : gds_failure.message();
+    }
   }
 
   // ---- the timekeeper's thread
@@ -366,7 +446,7 @@ class Loader final : public DeviceLoader {
       std::vector<JobPtr> late;
       for (const auto& [id, job] : jobs_) {
         if (job->load.deadline <= now) {
-          if (has_open(*job)) late.push_back(job);
+          if (job->has_open()) late.push_back(job);
         } else {
           next = std::min(next, job->load.deadline);
         }
@@ -381,30 +461,31 @@ class Loader final : public DeviceLoader {
     }
   }
 
-  static bool has_open(const LoadJob& job) {
-    return std::ranges::any_of(job.states, [](ItemState s) { return s == ItemState::kQueued || s == ItemState::kReading; });
-  }
-
   const std::shared_ptr<const CopyGeometry> geometry_;
   const DeviceLoaderOptions options_;
   const RankSegments segments_;
   const std::uint64_t image_bytes_;
-  const std::unique_ptr<DeviceStage> stage_;
-  const std::string gds_name_;
+  std::unique_ptr<DeviceStage> stage_;
+  const unsigned lane_count_;
+  const bool with_gds_;
 
   mutable std::mutex mutex_;
   std::condition_variable work_, time_, progress_;
-  std::deque<JobPtr> queue_;
+  LoadQueue queue_;
   std::unordered_map<std::uint64_t, JobPtr> jobs_;  // that have not ended
   std::vector<DeviceLoadDone> done_;
   std::vector<std::string> notes_;
+  std::map<std::string, DeviceLoadPath> read_by_;
+  bool spare_free_;
+  bool on_spare_ = false;  // a lane is
   bool gds_gone_;
   bool stop_ = false;
-  unsigned attached_ = 0, working_ = 0;  // lanes
+  unsigned attached_ = 0, working_ = 0, lost_lanes_ = 0;  // lanes
+  std::vector<std::shared_ptr<const void>> lost_;         // what reads that got lost may still use
   Status attach_failure_;
   Status no_lane_;  // why working_ is 0
 
-  std::optional<LoadFiles> files_;  // after stage_: what was registered goes with the last file, and before the memory
+  std::shared_ptr<LoadFiles> files_;  // after stage_: what was registered goes with the last file, and before the memory
   std::vector<std::thread> lanes_;
   std::thread timekeeper_;
 };
@@ -432,15 +513,22 @@ Result<std::unique_ptr<DeviceLoader>> make_device_loader(const PagedKvLayout& pa
     return Status(Code::kInvalidArgument, "buffer_bytes is " + std::to_string(options.buffer_bytes) + ", one record takes " +
                                               std::to_string(segments.padded_bytes));
   }
-  const StageOptions staging{segments.padded_bytes, static_cast<unsigned>(std::min<std::uint64_t>(
-                                                        options.in_flight, options.buffer_bytes / segments.padded_bytes))};
+  const auto parts = static_cast<unsigned>(std::min<std::uint64_t>(kMaxLanes + 1, options.buffer_bytes / segments.padded_bytes));
+  const bool spare = options.plugin != nullptr && parts > 1;
+  const unsigned lanes = std::min(options.in_flight, spare ? parts - 1 : parts);
+  const StageOptions staging{segments.padded_bytes, lanes + (spare ? 1 : 0)};
   // No job of a loader names a place in an arena: every item passes check_job() as if of one slot at its start.
   static std::byte no_arena;
   Result<CopyGeometry> made =
       CopyGeometry::make(paged, slot, &no_arena, image_bytes(rank_bytes * options.rank_count), options.rank);
   if (!made.ok()) return made.status();
   auto geometry = std::make_shared<const CopyGeometry>(std::move(made).value());
+  if (options.plugin != nullptr) LMCN_RETURN_IF_ERROR(check_lost());
   Result<std::unique_ptr<DeviceStage>> stage = make_stage(geometry.get(), &paged, staging, options.device);
+  if (stage.status().code() == Code::kResourceExhausted) {
+    return Status(Code::kResourceExhausted,
+                  std::to_string(staging.lane_bytes * staging.lanes) + " bytes of staging memory: " + stage.status().message());
+  }
   if (!stage.ok()) return stage.status();
   std::shared_ptr<GdsReader> gds;
   if (options.plugin != nullptr) {
@@ -454,8 +542,9 @@ Result<std::unique_ptr<DeviceLoader>> make_device_loader(const PagedKvLayout& pa
       LMCN_RETURN_IF_ERROR((*stage)->on_device([&] { return gds->register_memory((*stage)->base(), (*stage)->bytes()); }));
     }
   }
-  auto loader = std::make_unique<Loader>(std::move(geometry), options, segments, std::move(stage).value(), std::move(gds));
-  LMCN_RETURN_IF_ERROR(loader->start(staging.lanes));
+  auto loader =
+      std::make_unique<Loader>(std::move(geometry), options, segments, std::move(stage).value(), lanes, spare, std::move(gds));
+  LMCN_RETURN_IF_ERROR(loader->start());
   return std::unique_ptr<DeviceLoader>(std::move(loader));
 }
 

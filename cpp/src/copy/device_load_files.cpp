@@ -28,7 +28,35 @@ Status cannot_open(const std::string& path) {
   return Status::from_errno(errno, "open " + path, errno == ENOENT ? Code::kNotFound : Code::kIoError);
 }
 
+constexpr std::size_t kMaxLost = 4;
+
+struct Lost {
+  std::mutex mutex;
+  std::vector<std::vector<std::shared_ptr<const void>>> held;
+};
+Lost& lost() {
+  static Lost& lost = *new Lost;  // not destroyed at exit either
+  return lost;
+}
+
 }  // namespace
+
+void keep_lost(std::vector<std::shared_ptr<const void>> held) {
+  std::lock_guard lock(lost().mutex);
+  lost().held.push_back(std::move(held));
+}
+
+Status check_lost() {
+  std::lock_guard lock(lost().mutex);
+  if (lost().held.size() < kMaxLost) return {};
+  return {Code::kUnavailable, "GPUDirect Storage: its reads failed in " + std::to_string(lost().held.size()) +
+                                  " loaders of this process without provably ending, and their memory cannot be given back"};
+}
+
+void release_lost() {
+  std::lock_guard lock(lost().mutex);
+  lost().held.clear();
+}
 
 Result<std::shared_ptr<GdsReader>> GdsReader::make(const LmcnGdsPlugin& plugin, unsigned threads, bool allow_compat) {
   const LmcnGdsOptions options{threads, allow_compat ? 1u : 0u};
@@ -38,7 +66,7 @@ Result<std::shared_ptr<GdsReader>> GdsReader::make(const LmcnGdsPlugin& plugin, 
       !status.ok()) {
     return status;
   }
-  return std::shared_ptr<GdsReader>(new GdsReader(plugin, reader));
+  return std::shared_ptr<GdsReader>(new GdsReader(plugin, reader, allow_compat));
 }
 
 Status GdsReader::register_memory(std::byte* base, std::uint64_t bytes) {
@@ -65,14 +93,16 @@ Result<GdsReader::State> GdsReader::state(std::uint32_t file) {
   return State{state.compat != 0, state.reason};
 }
 
-Status GdsReader::read(std::uint32_t file, std::uint64_t offset, std::byte* to, std::uint64_t bytes) {
+GdsResult GdsReader::read(std::uint32_t file, std::uint64_t offset, std::byte* to, std::uint64_t bytes) {
   PluginError error;
-  return error.status(plugin_.read(reader_, file, offset, to, bytes, error), Code::kIoError, "");
+  const int result = plugin_.read(reader_, file, offset, to, bytes, error);
+  return {error.status(result, Code::kIoError, ""), result != LMCN_GDS_OK && result != LMCN_GDS_FAILED};
 }
 
-Status GdsReader::write(std::uint32_t file, std::uint64_t offset, const std::byte* from, std::uint64_t bytes) {
+GdsResult GdsReader::write(std::uint32_t file, std::uint64_t offset, const std::byte* from, std::uint64_t bytes) {
   PluginError error;
-  return error.status(plugin_.write(reader_, file, offset, from, bytes, error), Code::kIoError, "");
+  const int result = plugin_.write(reader_, file, offset, from, bytes, error);
+  return {error.status(result, Code::kIoError, ""), result != LMCN_GDS_OK && result != LMCN_GDS_FAILED};
 }
 
 Result<std::shared_ptr<LoadFile>> LoadFile::open(const std::string& path, int flags, std::shared_ptr<GdsReader> gds) {
@@ -92,24 +122,27 @@ Result<std::shared_ptr<LoadFile>> LoadFile::adopt(std::string path, ProcessFd fd
   std::shared_ptr<LoadFile> file(new LoadFile(std::move(path), std::move(fd), std::move(gds)));
   file->device_ = found.st_dev;
   file->inode_ = found.st_ino;
-  if (file->gds_) {
-    Result<std::uint32_t> served = file->gds_->open(file->fd(), writable);
-    if (served.ok()) {
-      file->gds_file_ = *served;
-    } else {
-      file->gds_status_ = served.status();
-    }
-  } else {
-    file->gds_status_ = Status(Code::kUnavailable, "no plugin");
-  }
+  file->gds_status_ = file->gds_ ? file->ask_gds(writable) : Status(Code::kUnavailable, "no plugin");
   return file;
+}
+
+Status LoadFile::ask_gds(bool writable) {
+  Result<std::uint32_t> opened = gds_->open(fd_.get(), writable);
+  if (!opened.ok()) return opened.status();
+  gds_file_ = *opened;
+  gds_open_ = true;
+  Result<GdsReader::State> state = gds_->state(gds_file_);
+  if (!state.ok()) return state.status();
+  gds_state_ = std::move(state).value();
+  if (gds_state_.compat && !gds_->allows_compat()) return {Code::kUnavailable, gds_state_.reason};
+  return {};
 }
 
 LoadFile::LoadFile(std::string path, ProcessFd fd, std::shared_ptr<GdsReader> gds)
     : path_(std::move(path)), fd_(std::move(fd)), gds_(std::move(gds)) {}
 
 LoadFile::~LoadFile() {
-  if (gds_status_.ok()) gds_->close(gds_file_);
+  if (gds_open_) gds_->close(gds_file_);
 }
 
 Status LoadFile::read(std::uint64_t offset, std::byte* to, std::uint64_t bytes) const {
@@ -136,19 +169,22 @@ Status LoadFile::write(std::uint64_t offset, const std::byte* from, std::uint64_
   return {};
 }
 
-Status LoadFile::gds_read(std::uint64_t offset, std::byte* to, std::uint64_t bytes) const {
-  if (!gds_status_.ok()) return gds_status_;
+GdsResult LoadFile::gds_read(std::uint64_t offset, std::byte* to, std::uint64_t bytes) const {
+  if (!gds_status_.ok()) return {gds_status_};
+  // Beforehand: of a read that fails halfway nobody knows when it ends.
+  struct stat found{};
+  if (::fstat(fd_.get(), &found) != 0) return {Status::from_errno(errno, "fstat " + path_)};
+  if (static_cast<std::uint64_t>(found.st_size) < offset + bytes) {
+    return {{Code::kIoError, path_ + ": it ends at byte " + std::to_string(found.st_size) + ", " +
+                                 std::to_string(offset + bytes - static_cast<std::uint64_t>(found.st_size)) +
+                                 " more were expected"}};
+  }
   return gds_->read(gds_file_, offset, to, bytes);
 }
 
-Status LoadFile::gds_write(std::uint64_t offset, const std::byte* from, std::uint64_t bytes) const {
-  if (!gds_status_.ok()) return gds_status_;
+GdsResult LoadFile::gds_write(std::uint64_t offset, const std::byte* from, std::uint64_t bytes) const {
+  if (!gds_status_.ok()) return {gds_status_};
   return gds_->write(gds_file_, offset, from, bytes);
-}
-
-Result<GdsReader::State> LoadFile::gds_state() const {
-  if (!gds_status_.ok()) return gds_status_;
-  return gds_->state(gds_file_);
 }
 
 Result<bool> LoadFile::is_at_path() const {

@@ -7,12 +7,19 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "base/fork_guard.hpp"
 #include "copy/gds_plugin.h"
 #include "lmcn/status.hpp"
 
 namespace lmcn {
+
+/// How a transfer of the plugin ended.
+struct GdsResult {
+  Status status;
+  bool lost = false;  // it failed, and the device may still write (read) the memory: nobody can tell when that ends
+};
 
 /// A reader of the plugin. Thread-safe.
 class GdsReader {
@@ -31,14 +38,17 @@ class GdsReader {
     std::string reason;
   };
   Result<State> state(std::uint32_t file);
-  Status read(std::uint32_t file, std::uint64_t offset, std::byte* to, std::uint64_t bytes);
-  Status write(std::uint32_t file, std::uint64_t offset, const std::byte* from, std::uint64_t bytes);
+  bool allows_compat() const noexcept { return allow_compat_; }
+  GdsResult read(std::uint32_t file, std::uint64_t offset, std::byte* to, std::uint64_t bytes);
+  GdsResult write(std::uint32_t file, std::uint64_t offset, const std::byte* from, std::uint64_t bytes);
 
  private:
-  GdsReader(const LmcnGdsPlugin& plugin, LmcnGdsReader* reader) : plugin_(plugin), reader_(reader) {}
+  GdsReader(const LmcnGdsPlugin& plugin, LmcnGdsReader* reader, bool allow_compat)
+      : plugin_(plugin), reader_(reader), allow_compat_(allow_compat) {}
 
   const LmcnGdsPlugin& plugin_;
   LmcnGdsReader* const reader_;
+  const bool allow_compat_;
 };
 
 /// Open for as long as somebody holds it.
@@ -56,11 +66,13 @@ class LoadFile {
   Status read(std::uint64_t offset, std::byte* to, std::uint64_t bytes) const;
   Status write(std::uint64_t offset, const std::byte* from, std::uint64_t bytes) const;
   /// The same through the plugin.
-  Status gds_read(std::uint64_t offset, std::byte* to, std::uint64_t bytes) const;
-  Status gds_write(std::uint64_t offset, const std::byte* from, std::uint64_t bytes) const;
-  /// Why the plugin does not serve this file; ok when it does.
+  GdsResult gds_read(std::uint64_t offset, std::byte* to, std::uint64_t bytes) const;
+  GdsResult gds_write(std::uint64_t offset, const std::byte* from, std::uint64_t bytes) const;
+  /// Why the plugin does not serve this file; ok when it does. A file that would be copied through host memory is not served unless
+  /// the reader allows that.
   const Status& gds_status() const noexcept { return gds_status_; }
-  Result<GdsReader::State> gds_state() const;
+  /// How it serves this file, as asked when it was opened.
+  const GdsReader::State& gds_state() const noexcept { return gds_state_; }
 
   const std::string& path() const noexcept { return path_; }
   int fd() const noexcept { return fd_.get(); }
@@ -74,9 +86,20 @@ class LoadFile {
   const ProcessFd fd_;
   std::uint64_t device_ = 0, inode_ = 0;
   const std::shared_ptr<GdsReader> gds_;
+  Status ask_gds(bool writable);
   Status gds_status_;
+  GdsReader::State gds_state_;
+  bool gds_open_ = false;
   std::uint32_t gds_file_ = 0;
 };
+
+/// Keeps what a transfer that got lost may still use (staging memory, the reader it is registered with, files) until the process
+/// ends: to give it back would let the device write into memory of somebody else.
+void keep_lost(std::vector<std::shared_ptr<const void>> held);
+/// kUnavailable when that has been done so often (4 times) that it is not to grow: no GPUDirect Storage in this process any more.
+Status check_lost();
+/// Gives it back. REQUIRES: the transfers have ended, which a test can know.
+void release_lost();
 
 /// Files by path; each is opened once, and anew when its path names another file. Thread-safe.
 class LoadFiles {

@@ -76,7 +76,7 @@ class Prober {
     return pass(
         file, [&](DeviceStageLane& lane, std::uint64_t piece) { return put(lane, piece); },
         [&](DeviceStageLane& lane, std::uint64_t piece) {
-          return file.gds_write(piece * kPieceBytes, lane.memory(), kPieceBytes);
+          return judged(file.gds_write(piece * kPieceBytes, lane.memory(), kPieceBytes));
         });
   }
   Result<double> host_read(const LoadFile& file, bool verify) {
@@ -88,13 +88,21 @@ class Prober {
   }
   Result<double> gds_read(const LoadFile& file, bool verify) {
     return pass(file, nothing, [&, verify](DeviceStageLane& lane, std::uint64_t piece) {
-      LMCN_RETURN_IF_ERROR(file.gds_read(piece * kPieceBytes, lane.memory(), kPieceBytes));
+      LMCN_RETURN_IF_ERROR(judged(file.gds_read(piece * kPieceBytes, lane.memory(), kPieceBytes)));
       return verify ? lane.verify(pattern_.segments(piece)) : Status();
     });
   }
 
+  /// The device may still use the staging memory: for no pass any more.
+  bool lost() const noexcept { return lost_; }
+
  private:
   using Clock = std::chrono::steady_clock;
+
+  Status judged(GdsResult result) {
+    if (result.lost) lost_ = true;
+    return std::move(result.status);
+  }
 
   static Status nothing(DeviceStageLane&, std::uint64_t) { return {}; }
   Status put(DeviceStageLane& lane, std::uint64_t piece) {
@@ -144,6 +152,7 @@ class Prober {
   const unsigned threads_;
   const std::uint64_t pieces_;
   const Pattern pattern_;
+  std::atomic<bool> lost_{false};
 };
 
 /// `bytes` of a file in `directory` that has lost its name: whenever this process dies, nothing is left. O_DIRECT where it can be.
@@ -184,9 +193,9 @@ GdsSide open_gds(const GdsProbeOptions& options, DeviceStage& stage, const LoadF
   if (!fd.valid()) return {nullptr, {}, Status::from_errno(errno, "fcntl " + scratch.path()).message()};
   Result<std::shared_ptr<LoadFile>> file = LoadFile::adopt(scratch.path(), std::move(fd), true, std::move(reader).value());
   if (!file.ok()) return {nullptr, {}, file.status().message()};
-  Result<GdsReader::State> state = (*file)->gds_state();
-  if (!state.ok()) return {nullptr, {}, state.status().message()};
-  return {std::move(file).value(), std::move(state).value(), ""};
+  if (!(*file)->gds_status().ok()) return {nullptr, {}, (*file)->gds_status().message()};
+  const GdsReader::State state = (*file)->gds_state();
+  return {std::move(file).value(), state, ""};
 }
 
 GdsSide choose_gds(const GdsProbeOptions& options, DeviceStage& stage, const LoadFile& scratch, GdsProbe& probe) {
@@ -198,12 +207,12 @@ GdsSide choose_gds(const GdsProbeOptions& options, DeviceStage& stage, const Loa
     probe.reason = "no CUDA device: GPUDirect Storage reads into device memory only";
   } else {
     GdsSide real = open_gds(options, stage, scratch, false);
-    if (real.file && !real.state.compat) {
+    if (real.file) {
       probe.mode = "gds";
       probe.reason = real.state.reason;
       return real;
     }
-    probe.reason = real.file ? real.state.reason : real.failure;
+    probe.reason = real.failure;
   }
   GdsSide compat = open_gds(options, stage, scratch, true);
   if (compat.file) {
@@ -237,6 +246,7 @@ Result<GdsProbe> probe_gds(const GdsProbeOptions& options) {
   if (options.in_flight < 1 || options.in_flight > 64) {
     return Status(Code::kInvalidArgument, "in_flight is " + std::to_string(options.in_flight) + ", must be in 1..64");
   }
+  if (options.plugin != nullptr) LMCN_RETURN_IF_ERROR(check_lost());
   const std::uint64_t pieces = std::max<std::uint64_t>(1, options.bytes / kPieceBytes);
   Result<std::unique_ptr<DeviceStage>> stage = make_stage(nullptr, nullptr, {kPieceBytes, options.in_flight}, options.device);
   if (!stage.ok()) return stage.status();
@@ -245,6 +255,7 @@ Result<GdsProbe> probe_gds(const GdsProbeOptions& options) {
   GdsProbe probe;
   GdsSide gds;
   const std::shared_ptr<void> given_back(nullptr, [&](void*) {
+    if (*stage == nullptr) return;  // kept
     static_cast<void>((*stage)->on_device([&] {
       gds.file.reset();
       return Status();
@@ -261,10 +272,11 @@ Result<GdsProbe> probe_gds(const GdsProbeOptions& options) {
   probe.host_write = *written;
   Result<double> right = prober.host_read(**host, true);
   if (!right.ok()) return Status(Code::kIoError, "scratch file in " + options.directory + ": " + right.status().message());
-  if (gds.file) measure_gds(prober, *gds.file, probe);
   Result<double> read = prober.host_read(**host, false);
   if (!read.ok()) return read.status();
   probe.host_read = *read;
+  if (gds.file) measure_gds(prober, *gds.file, probe);
+  if (prober.lost()) keep_lost({std::shared_ptr<DeviceStage>(std::move(*stage)), std::move(gds.file)});
   return probe;
 }
 

@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-enum { LMCN_GDS_PLUGIN_ABI = 1 };
+enum { LMCN_GDS_PLUGIN_ABI = 2 };
 
 typedef struct LmcnGdsReader LmcnGdsReader;
 
@@ -28,6 +28,13 @@ typedef struct LmcnGdsError {
   char* text;
   size_t bytes;
 } LmcnGdsError;
+
+/* What read() and write() return. */
+enum {
+  LMCN_GDS_OK = 0,
+  LMCN_GDS_FAILED = 1, /* and nothing of it moves any more */
+  LMCN_GDS_LOST = 2    /* failed, and `memory` may still be written (read) by the device: cuFile says of no error that it is not */
+};
 
 /* Functions return 0, or non-zero with the error's text. All but make() and destroy() may be called on several threads at once. */
 typedef struct LmcnGdsPlugin {

@@ -24,6 +24,8 @@ logger = get_logger(__name__)
 
 PROBE_BYTES = 64 << 20  # of the scratch file, which is written twice
 PROBE_TIMEOUT_S = 30.0
+READS_OF_DRIVE = 8  # at once
+MOST_READS = 64  # that DeviceLoader takes
 
 
 def record_loader(
@@ -62,6 +64,8 @@ def record_loader(
             rank=0 if replicated else parallel.rank,
             rank_count=1 if replicated else parallel.world_size,
             buffer_bytes=config.gds_buffer_bytes,
+            in_flight=min(READS_OF_DRIVE * len(directories), MOST_READS),
+            files=len(directories),
             owner=owner,
         )
     except (LmcacheNativeError, OSError) as error:

@@ -20,7 +20,7 @@ class RecordLoader:
 
     def __init__(self, loader: DeviceLoader, directories: Sequence[Path]) -> None:
         self._loader = loader
-        self._chosen = loader.name
+        self._read_by: dict[str, tuple[str, str]] = {}
         self._files = [str(directory / DATA_FILE) for directory in directories]
 
     @property
@@ -30,7 +30,7 @@ class RecordLoader:
     @property
     def given_up(self) -> bool:
         """It reads through host memory now, though it was made to do better."""
-        return self._loader.name != self._chosen
+        return self._loader.gds_given_up
 
     def submit(self, job_id: int, records: Records, items: CopyItems, block_ids: Any, *, stream: int, timeout_s: float) -> None:
         self._loader.submit(
@@ -54,7 +54,17 @@ class RecordLoader:
     def poll(self) -> Any:
         for note in self._loader.notes():
             logger.warning("%s", note)
-        return self._loader.poll()
+        ended = self._loader.poll()
+        if ended:
+            self._log_paths()
+        return ended
+
+    def _log_paths(self) -> None:
+        paths = self._loader.paths
+        for path, (name, reason) in paths.items():
+            if self._read_by.get(path, ("",))[0] != name:
+                logger.info("records in %s are read by %s%s", path, name, f" ({reason})" if reason else "")
+        self._read_by = paths
 
     def wait(self, ids: Sequence[int], timeout_s: float) -> None:
         self._loader.wait(ids, timeout_s)
