@@ -91,7 +91,9 @@ def test_settings() -> None:
 
 def test_events_of_vllms_connector(tmp_path: Path) -> None:
     world = World(host_bytes=4 << 20, directory=tmp_path / "kv")
-    world.manager.open(world.store, {"test": "1"}, [ChunkGroup(world.workers[0].slot_layouts[0].rank_bytes, windowed=False)], events=True)
+    world.manager.open(
+        world.store, {"test": "1"}, [ChunkGroup(world.workers[0].slot_layouts[0].rank_bytes, windowed=False)], events=True
+    )
     writer = world.request(parameters={"lmcache.tag.user": "a"})
     world.stored(writer, [1, 2], [3, 4])
     world.store.flush(30.0)
