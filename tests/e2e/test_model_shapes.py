@@ -8,12 +8,14 @@ The models are small and their weights random (tests/env/make_models.py), but th
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from checked_bytes import checked_bytes
 from engine import Engine, InProcessEngine
 from same_answer import Answer, check_own_hit
 from token_engine import TokenEngine
@@ -22,6 +24,7 @@ BLOCK_TOKENS = 32
 PROMPT_TOKENS = 900
 HIT_TOKENS = 896
 HOST_BYTES = 4 << 20
+CROWDED_BLOCKS = 120  # of which a prompt of 900 tokens takes about 40
 FILLERS = 10  # prompts of 900 tokens push one out, of each shape
 
 
@@ -39,12 +42,17 @@ class Shape:
     page_sizes: int = 1  # different ones within a group
 
 
-# Of a window of 128 tokens only what the next token sees is kept: four blocks.
+# Of a window of 128 tokens only what the next token sees is loaded: four blocks.
 SHAPES = {
     "llama": Shape("tiny-llama", (28,)),
     "qwen3": Shape("tiny-qwen3", (28,)),
     "gemma3": Shape("tiny-gemma3", (4, 4, 28), reopened=True),
-    "gemma3 in chunks of 2 blocks": Shape("tiny-gemma3", (2, 2, 14), connector={"chunk_size": 2 * BLOCK_TOKENS}),
+    "gemma3 in chunks of 2 blocks": Shape(
+        "tiny-gemma3",
+        (2, 2, 14),
+        connector={"chunk_size": 2 * BLOCK_TOKENS},
+        options={"num_gpu_blocks_override": CROWDED_BLOCKS, "max_num_batched_tokens": 256, "prefix_cache_retention_interval": 64},
+    ),
     "gemma3 of windows alone": Shape("tiny-gemma3", (4,), options={"hf_overrides": {"layer_types": ["sliding_attention"] * 6}}),
     # What these layers see begins with the latest multiple of 256 tokens.
     "llama4": Shape("tiny-llama4", (4, 4, 4, 28), environment={"VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE": "1"}),
@@ -206,6 +214,29 @@ def test_a_lost_chunk_of_one_group_shortens_the_hit(served: Served) -> None:
         engine.forget_gpu()
         assert engine.answer(prompt).cached_tokens == HIT_TOKENS, "what was computed again was stored again"
         engine.forget_gpu()
+
+
+def test_every_byte_of_a_crowd(served: Served) -> None:
+    """Requests that begin alike, more than the engine has blocks for, in steps of 256 tokens: windows move on while they are
+    stored, requests are preempted, blocks are handed out again."""
+    if served.name != "gemma3 in chunks of 2 blocks":
+        pytest.skip("one shape with windows, and chunks of several blocks, shows it")
+    engine = served.engine
+    engine.forget_all()
+    beginnings = [engine.prompt(30 + number, 700) for number in range(3)]
+    with checked_bytes(engine) as checked:
+        for turn in range(3):
+            choose = random.Random(turn)
+            prompts = [
+                choose.choice(beginnings)[: choose.randrange(150, 700)]
+                + engine.prompt(100 * turn + number, choose.randrange(20, 300))
+                for number in range(8)
+            ]
+            engine.answers(prompts + beginnings, max_tokens=40)
+            engine.forget_gpu()
+    print(checked.stored_blocks, checked.loaded_blocks, checked.incomplete_chunks)
+    assert checked.stored_blocks > 0
+    assert checked.loaded_blocks > 0
 
 
 def test_a_load_that_fails_in_part_is_computed_from_the_start(served: Served) -> None:
