@@ -15,11 +15,12 @@ const std::shared_ptr<ArenaAttachment>& AttachmentObject::get() const {
 
 namespace {
 
-AttachmentObject attach(const std::string& engine_id, std::uint32_t rank, std::uint64_t rank_bytes, double timeout_s) {
+AttachmentObject attach(const std::string& engine_id, std::uint32_t rank, std::uint64_t rank_bytes, double timeout_s,
+                        bool replicated) {
   const auto deadline = milliseconds(timeout_s, "timeout_s");
   auto attached = [&] {
     nb::gil_scoped_release release;
-    return ArenaAttachment::attach(engine_id, rank, rank_bytes, deadline);
+    return ArenaAttachment::attach(engine_id, rank, rank_bytes, deadline, replicated);
   }();
   return {std::shared_ptr<ArenaAttachment>(take(std::move(attached)))};
 }
@@ -32,9 +33,11 @@ void init_attach(nb::module_& module) {
                                "made with it) unmaps it and tells\n"
                                "the owner that the rank is gone.")
       .def_static("attach", attach, nb::arg("engine_id"), nb::arg("rank"), nb::arg("rank_bytes"), nb::arg("timeout_s") = 30.0,
+                  nb::arg("replicated") = false,
                   "Waits at most timeout_s for an owner that serves engine_id, without the GIL. rank_bytes: one rank's part of a "
-                  "slot, checked against\n"
-                  "the owner's. DeadlineExceeded names the socket path; InvalidArgument names both values that differ.")
+                  "slot, and replicated:\n"
+                  "whether all ranks share it; both are checked against the owner's. DeadlineExceeded names the socket path; "
+                  "InvalidArgument names both values that differ.")
       .def(
           "close", [](AttachmentObject& self) { self.attachment.reset(); },
           "Gives up this reference; copiers keep theirs. Idempotent.")

@@ -57,6 +57,7 @@ struct ChunkKeys {
 struct StoreObject {
   std::shared_ptr<TieredStore> store;
   std::uint32_t rank_count = 1;
+  std::uint32_t part_count = 1;
   std::shared_ptr<TieredStore> get() const;  // throws Unavailable when closed
 };
 
@@ -64,7 +65,7 @@ struct StoreObject {
 struct WriteLeaseObject {
   std::shared_ptr<TieredStore> store;
   WriteLease lease;
-  std::uint32_t rank_count = 1;
+  std::uint32_t part_count = 1;
 };
 
 struct ReadLeaseObject {

@@ -59,11 +59,12 @@ Arena arena_of(nb::handle object, nb::object owner) {
 }
 
 CopierObject host(nb::handle arena_object, const PagedKvLayout& paged, const SlotLayout& slot, std::uint32_t rank, unsigned threads,
-                  std::int64_t non_temporal_bytes, nb::object owner) {
+                  std::int64_t non_temporal_bytes, bool replicated, nb::object owner) {
   Arena arena = arena_of(arena_object, std::move(owner));
   CopierOptions options;
   options.rank = rank;
   options.threads = threads;
+  options.replicated = replicated;
   options.non_temporal_bytes = non_temporal_bytes;
   auto made = [&] {
     nb::gil_scoped_release release;
@@ -74,11 +75,12 @@ CopierObject host(nb::handle arena_object, const PagedKvLayout& paged, const Slo
 }
 
 CopierObject cuda(nb::handle arena_object, const PagedKvLayout& paged, const SlotLayout& slot, std::uint32_t rank, int device,
-                  std::uint64_t slot_bytes, nb::object owner) {
+                  std::uint64_t slot_bytes, bool replicated, nb::object owner) {
   Arena arena = arena_of(arena_object, std::move(owner));
   CopierOptions options;
   options.rank = rank;
   options.slot_bytes = slot_bytes;
+  options.replicated = replicated;
   auto made = [&] {
     nb::gil_scoped_release release;
     return make_cuda_copier(paged, slot, arena.base, arena.bytes, options, device);
@@ -157,26 +159,30 @@ void init_paged_copy(nb::module_& module) {
                            "Moves bytes between an engine's paged memory and slots. Thread-safe; submit() and poll() never wait "
                            "for a copy. After a job it writes its\n"
                            "rank's word into each slot: that is what publishing trusts. Dropping it waits for the jobs under way.")
-      .def_static("host", host, nb::arg("arena").none(), nb::arg("paged"), nb::arg("slot"), nb::kw_only(), nb::arg("rank") = 0,
-                  nb::arg("threads") = 1, nb::arg("non_temporal_bytes") = CopierOptions{}.non_temporal_bytes,
-                  nb::arg("owner") = nb::none(),
-                  nb::sig("def host(arena: Store | ArenaAttachment, paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, "
-                          "threads: int = 1, "
-                          "non_temporal_bytes: int = 262144, owner: object = None) -> PagedCopier"),
-                  "Copier for paged memory that this process can address. threads: copy threads. non_temporal_bytes: gathers of "
-                  "jobs at least this large\n"
-                  "bypass the cache. owner: any object to keep alive with the copier (the tensors behind `paged`).")
+      .def_static(
+          "host", host, nb::arg("arena").none(), nb::arg("paged"), nb::arg("slot"), nb::kw_only(), nb::arg("rank") = 0,
+          nb::arg("threads") = 1, nb::arg("non_temporal_bytes") = CopierOptions{}.non_temporal_bytes, nb::arg("replicated") = false,
+          nb::arg("owner") = nb::none(),
+          nb::sig("def host(arena: Store | ArenaAttachment, paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, "
+                  "threads: int = 1, "
+                  "non_temporal_bytes: int = 262144, replicated: bool = False, owner: object = None) -> PagedCopier"),
+          "Copier for paged memory that this process can address. threads: copy threads. non_temporal_bytes: gathers of "
+          "jobs at least this large\n"
+          "bypass the cache. replicated: as the store's; loads then read the one part, and a store by another rank than 0 is "
+          "InvalidArgument.\n"
+          "owner: any object to keep alive with the copier (the tensors behind `paged`).")
       .def_static(
           "cuda", cuda, nb::arg("arena").none(), nb::arg("paged"), nb::arg("slot"), nb::kw_only(), nb::arg("rank") = 0,
-          nb::arg("device") = 0, nb::arg("slot_bytes") = 0, nb::arg("owner") = nb::none(),
+          nb::arg("device") = 0, nb::arg("slot_bytes") = 0, nb::arg("replicated") = false, nb::arg("owner") = nb::none(),
           nb::sig(
               "def cuda(arena: Store | ArenaAttachment, paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, device: int = 0, "
-              "slot_bytes: int = 0, owner: object = None) -> PagedCopier"),
+              "slot_bytes: int = 0, replicated: bool = False, owner: object = None) -> PagedCopier"),
           "Copier for paged memory on a CUDA device, ordered by events. How bytes move is measured once (see `details`), unless "
           "LMCN_COPY_PATH is\n"
           "memcpy, batch, kernel or staged. slot_bytes: of a slot image, if known: the arena is registered with CUDA in pieces "
           "that hold "
           "whole slots.\n"
+          "replicated: as host()'s.\n"
           "CudaUnavailable when built without CUDA or without driver or device. InvalidArgument: `paged` is not memory of the "
           "device, or "
           "LMCN_COPY_PATH\n"

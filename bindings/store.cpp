@@ -54,7 +54,7 @@ void open(StoreObject* self, std::uint64_t host_bytes, nb::handle directory, std
           bool fail_when_locked, double lock_wait_s, unsigned populate_threads, double promotion_deadline_s,
           std::uint64_t promotion_budget_bytes, double request_ttl_s, nb::handle numa_nodes, bool hugetlb,
           nb::handle directory_bytes, std::uint64_t nvme_free_floor_bytes, std::uint64_t nvme_daily_bytes, std::string admission,
-          std::string verify, double write_deadline_s, double nvme_io_timeout_s, bool allow_network_file_system) {
+          std::string verify, double write_deadline_s, double nvme_io_timeout_s, bool allow_network_file_system, bool replicated) {
   StoreOptions options;
   options.host_bytes = host_bytes;
   options.directories = directories(directory);
@@ -80,6 +80,7 @@ void open(StoreObject* self, std::uint64_t host_bytes, nb::handle directory, std
   options.hugetlb = hugetlb;
   options.nvme_io_timeout = milliseconds(nvme_io_timeout_s, "nvme_io_timeout_s");
   options.allow_network_file_system = allow_network_file_system;
+  options.replicated = replicated;
 
   auto opened = [&] {
     nb::gil_scoped_release release;
@@ -90,7 +91,7 @@ void open(StoreObject* self, std::uint64_t host_bytes, nb::handle directory, std
                                                         nb::gil_scoped_release release;
                                                         delete store;
                                                       }),
-                         rank_count};
+                         rank_count, replicated ? 1 : rank_count};
 }
 
 WriteLeaseObject reserve(const StoreObject& self, const NamespaceId& ns, std::span<const ChunkKey> keys,
@@ -100,7 +101,7 @@ WriteLeaseObject reserve(const StoreObject& self, const NamespaceId& ns, std::sp
     nb::gil_scoped_release release;
     return store->reserve(ns, keys, payload_bytes, for_worker);
   }();
-  return {store, take(std::move(lease)), self.rank_count};
+  return {store, take(std::move(lease)), self.part_count};
 }
 
 WriteLeaseObject reserve_keys(const StoreObject& self, nb::bytes ns, nb::handle keys, std::uint64_t payload_bytes,
@@ -288,7 +289,9 @@ void define_control(nb::class_<StoreObject>& store) {
            "and requests that are still alive keep the arena mapped until they end.")
       .def_prop_ro(
           "closed", [](const StoreObject& self) { return self.store == nullptr; }, "True after close().")
-      .def_ro("rank_count", &StoreObject::rank_count, "Ranks that fill each slot.")
+      .def_ro("rank_count", &StoreObject::rank_count, "Ranks that read each slot.")
+      .def_ro("part_count", &StoreObject::part_count,
+              "Parts of a slot, each filled by the rank of its number: rank_count, or 1 in a store that is replicated.")
       .def_prop_ro(
           "event_fd", [](const StoreObject& self) { return self.get()->event_fd(); },
           "Descriptor (eventfd, non-blocking) that is readable after promotions ended; read 8 bytes to re-arm. Owned by the store.")
@@ -325,6 +328,7 @@ void init_store(nb::module_& module) {
       nb::arg("directory_bytes").none() = nb::make_tuple(), nb::arg("nvme_free_floor_bytes") = StoreOptions{}.nvme_free_floor_bytes,
       nb::arg("nvme_daily_bytes") = 0, nb::arg("admission") = "auto", nb::arg("verify") = "nvme",
       nb::arg("write_deadline_s") = 10.0, nb::arg("nvme_io_timeout_s") = 30.0, nb::arg("allow_network_file_system") = false,
+      nb::arg("replicated") = false,
       nb::sig(
           "def __init__(self, *, host_bytes: int, directory: lmcache_native._types.Directories = None, nvme_bytes: int = 0, "
           "rank_count: int = 1, max_payload_bytes: int = 0, region_bytes: int = 0, io_engine: str = 'auto', "
@@ -334,12 +338,12 @@ void init_store(nb::module_& module) {
           "promotion_budget_bytes: int = 0, request_ttl_s: float = 30.0, numa_nodes: lmcache_native._types.IntArray = (), "
           "hugetlb: bool = False, directory_bytes: lmcache_native._types.IntArray = (), nvme_free_floor_bytes: int = 268435456, "
           "nvme_daily_bytes: int = 0, admission: str = 'auto', verify: str = 'nvme', write_deadline_s: float = 10.0, "
-          "nvme_io_timeout_s: float = 30.0, allow_network_file_system: bool = False) -> None"),
+          "nvme_io_timeout_s: float = 30.0, allow_network_file_system: bool = False, replicated: bool = False) -> None"),
       "host_bytes: hard limit of the host arena, >= 4 MiB. directory, nvme_bytes: the NVMe tier, a path or up to seven that "
       "chunks are\n"
       "striped over, and the hard limit of all; without a directory the store is memory only. directory_bytes: the limit of each, "
       "else they\n"
-      "share evenly. rank_count: ranks that fill each slot, 1..64. max_payload_bytes: largest chunk, all ranks (0: "
+      "share evenly. rank_count: ranks that fill and read each slot, 1..64. max_payload_bytes: largest chunk, all parts (0: "
       "64 MiB).\n"
       "region_bytes: 0 chooses from nvme_bytes. io_engine: auto | io_uring | threads. cache_policy: LRU | S3FIFO | LFU | FIFO | "
       "MRU.\n"
@@ -356,6 +360,7 @@ void init_store(nb::module_& module) {
       "on\n"
       "a network or cluster file system (docs/security.md lists them), where neither the lock nor what was synced is sure to "
       "hold.\n"
+      "replicated: all ranks hold the same KV; a slot then has one part, which rank 0 alone fills and every rank reads.\n"
       "Raises InvalidArgument, ResourceExhausted, Unavailable, Locked, FormatVersion, IoError.");
   define_data_path(store);
   define_control(store);

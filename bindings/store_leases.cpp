@@ -123,7 +123,7 @@ void init_write_lease(nb::module_& module) {
            "uint32 per slot: its generation. Picklable.")
       .def_prop_ro(
           "payload_bytes", [](const WriteLeaseObject& self) { return self.lease.payload_bytes(); },
-          "Bytes of each slot's payload, all ranks.")
+          "Bytes of each slot's payload, all parts.")
       .def("payload", writable_payload, nb::arg("index"), nb::sig("def payload(self, index: int) -> memoryview"),
            "Writable memoryview (payload_bytes,) of slot `index`, in the arena itself. It keeps the lease object alive, but must "
            "not be written\n"
@@ -135,8 +135,8 @@ void init_write_lease(nb::module_& module) {
           "mark_filled",
           [](WriteLeaseObject& self, std::size_t index, std::uint32_t rank) {
             checked_index(self.lease, index);
-            if (rank >= self.rank_count) {
-              throw_invalid("rank: less than " + std::to_string(self.rank_count) + " expected, got " + std::to_string(rank));
+            if (rank >= self.part_count) {
+              throw_invalid("rank: less than " + std::to_string(self.part_count) + " expected, got " + std::to_string(rank));
             }
             self.lease.mark_filled(index, rank);
           },
@@ -144,7 +144,7 @@ void init_write_lease(nb::module_& module) {
           "Says that this process filled the rank's part of slot `index`. Workers' copiers say so themselves.")
       .def(
           "commit", [](WriteLeaseObject& self) { return self.lease.commit(); },
-          "Publishes every slot whose ranks all said ok, drops the others, returns how many were published. The lease is empty "
+          "Publishes every slot whose parts are all filled, drops the others, returns how many were published. The lease is empty "
           "afterwards.")
       .def(
           "abort", [](WriteLeaseObject& self) { self.lease.abort(); }, "Drops all slots. Idempotent.")

@@ -237,7 +237,7 @@ Status check_device(int device) {
 
 Result<std::unique_ptr<PagedCopier>> make_cuda_copier(const PagedKvLayout& paged, const SlotLayout& slot, std::byte* arena_base,
                                                       std::uint64_t arena_bytes, const CopierOptions& options, int device) {
-  Result<CopyGeometry> geometry = CopyGeometry::make(paged, slot, arena_base, arena_bytes, options.rank);
+  Result<CopyGeometry> geometry = CopyGeometry::make(paged, slot, arena_base, arena_bytes, options.rank, options.replicated);
   if (!geometry.ok()) return geometry.status();
   if (Status status = check_device(device); !status.ok()) return status;
   const Result<std::optional<PathKind>> asked = asked_path();

@@ -251,7 +251,7 @@ class WriteLease:
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes of each slot's payload, all ranks."""
+        """Bytes of each slot's payload, all parts."""
 
     def payload(self, index: int) -> memoryview:
         """
@@ -271,7 +271,7 @@ class WriteLease:
 
     def commit(self) -> int:
         """
-        Publishes every slot whose ranks all said ok, drops the others, returns how many were published. The lease is empty afterwards.
+        Publishes every slot whose parts are all filled, drops the others, returns how many were published. The lease is empty afterwards.
         """
 
     def abort(self) -> None:
@@ -405,11 +405,11 @@ class Store:
     A chunk can be looked up only after commit() found every rank's part filled.
     """
 
-    def __init__(self, *, host_bytes: int, directory: lmcache_native._types.Directories = None, nvme_bytes: int = 0, rank_count: int = 1, max_payload_bytes: int = 0, region_bytes: int = 0, io_engine: str = 'auto', cache_policy: str = 'LRU', fail_when_locked: bool = False, lock_wait_s: float = 10.0, populate_threads: int = 2, promotion_deadline_s: float = 10.0, promotion_budget_bytes: int = 0, request_ttl_s: float = 30.0, numa_nodes: lmcache_native._types.IntArray = (), hugetlb: bool = False, directory_bytes: lmcache_native._types.IntArray = (), nvme_free_floor_bytes: int = 268435456, nvme_daily_bytes: int = 0, admission: str = 'auto', verify: str = 'nvme', write_deadline_s: float = 10.0, nvme_io_timeout_s: float = 30.0, allow_network_file_system: bool = False) -> None:
+    def __init__(self, *, host_bytes: int, directory: lmcache_native._types.Directories = None, nvme_bytes: int = 0, rank_count: int = 1, max_payload_bytes: int = 0, region_bytes: int = 0, io_engine: str = 'auto', cache_policy: str = 'LRU', fail_when_locked: bool = False, lock_wait_s: float = 10.0, populate_threads: int = 2, promotion_deadline_s: float = 10.0, promotion_budget_bytes: int = 0, request_ttl_s: float = 30.0, numa_nodes: lmcache_native._types.IntArray = (), hugetlb: bool = False, directory_bytes: lmcache_native._types.IntArray = (), nvme_free_floor_bytes: int = 268435456, nvme_daily_bytes: int = 0, admission: str = 'auto', verify: str = 'nvme', write_deadline_s: float = 10.0, nvme_io_timeout_s: float = 30.0, allow_network_file_system: bool = False, replicated: bool = False) -> None:
         """
         host_bytes: hard limit of the host arena, >= 4 MiB. directory, nvme_bytes: the NVMe tier, a path or up to seven that chunks are
         striped over, and the hard limit of all; without a directory the store is memory only. directory_bytes: the limit of each, else they
-        share evenly. rank_count: ranks that fill each slot, 1..64. max_payload_bytes: largest chunk, all ranks (0: 64 MiB).
+        share evenly. rank_count: ranks that fill and read each slot, 1..64. max_payload_bytes: largest chunk, all parts (0: 64 MiB).
         region_bytes: 0 chooses from nvme_bytes. io_engine: auto | io_uring | threads. cache_policy: LRU | S3FIFO | LFU | FIFO | MRU.
         fail_when_locked: raise Locked when another process owns the directory after lock_wait_s, instead of running without NVMe.
         promotion_*, request_ttl_s: defaults of requests; budget 0: half of host_bytes. numa_nodes: where the arena's memory comes
@@ -420,6 +420,7 @@ class Store:
         write is given up. (lmcn/store.hpp says more.)
         nvme_io_timeout_s: a device that answers nothing for so long is quarantined. allow_network_file_system: directory may be on
         a network or cluster file system (docs/security.md lists them), where neither the lock nor what was synced is sure to hold.
+        replicated: all ranks hold the same KV; a slot then has one part, which rank 0 alone fills and every rank reads.
         Raises InvalidArgument, ResourceExhausted, Unavailable, Locked, FormatVersion, IoError.
         """
 
@@ -501,7 +502,13 @@ class Store:
 
     @property
     def rank_count(self) -> int:
-        """Ranks that fill each slot."""
+        """Ranks that read each slot."""
+
+    @property
+    def part_count(self) -> int:
+        """
+        Parts of a slot, each filled by the rank of its number: rank_count, or 1 in a store that is replicated.
+        """
 
     @property
     def event_fd(self) -> int:
@@ -535,10 +542,10 @@ class ArenaAttachment:
     """
 
     @staticmethod
-    def attach(engine_id: str, rank: int, rank_bytes: int, timeout_s: float = 30.0) -> ArenaAttachment:
+    def attach(engine_id: str, rank: int, rank_bytes: int, timeout_s: float = 30.0, replicated: bool = False) -> ArenaAttachment:
         """
-        Waits at most timeout_s for an owner that serves engine_id, without the GIL. rank_bytes: one rank's part of a slot, checked against
-        the owner's. DeadlineExceeded names the socket path; InvalidArgument names both values that differ.
+        Waits at most timeout_s for an owner that serves engine_id, without the GIL. rank_bytes: one rank's part of a slot, and replicated:
+        whether all ranks share it; both are checked against the owner's. DeadlineExceeded names the socket path; InvalidArgument names both values that differ.
         """
 
     def close(self) -> None:
@@ -592,17 +599,19 @@ class PagedCopier:
     """
 
     @staticmethod
-    def host(arena: Store | ArenaAttachment, paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, threads: int = 1, non_temporal_bytes: int = 262144, owner: object = None) -> PagedCopier:
+    def host(arena: Store | ArenaAttachment, paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, threads: int = 1, non_temporal_bytes: int = 262144, replicated: bool = False, owner: object = None) -> PagedCopier:
         """
         Copier for paged memory that this process can address. threads: copy threads. non_temporal_bytes: gathers of jobs at least this large
-        bypass the cache. owner: any object to keep alive with the copier (the tensors behind `paged`).
+        bypass the cache. replicated: as the store's; loads then read the one part, and a store by another rank than 0 is InvalidArgument.
+        owner: any object to keep alive with the copier (the tensors behind `paged`).
         """
 
     @staticmethod
-    def cuda(arena: Store | ArenaAttachment, paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, device: int = 0, slot_bytes: int = 0, owner: object = None) -> PagedCopier:
+    def cuda(arena: Store | ArenaAttachment, paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, device: int = 0, slot_bytes: int = 0, replicated: bool = False, owner: object = None) -> PagedCopier:
         """
         Copier for paged memory on a CUDA device, ordered by events. How bytes move is measured once (see `details`), unless LMCN_COPY_PATH is
         memcpy, batch, kernel or staged. slot_bytes: of a slot image, if known: the arena is registered with CUDA in pieces that hold whole slots.
+        replicated: as host()'s.
         CudaUnavailable when built without CUDA or without driver or device. InvalidArgument: `paged` is not memory of the device, or LMCN_COPY_PATH
         has another value.
         """

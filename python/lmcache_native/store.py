@@ -67,7 +67,7 @@ class Store(_native.Store):
 
         True: stored. False: not stored, because `key` is there already (chunks never change), someone is storing it, or all
         memory is pinned. The bytes and their exact length come back, dtype and shape do not.
-        A store with several ranks takes only lengths that its rank_count divides. InvalidArgument when `data` is empty.
+        A store with several parts takes only lengths that its part_count divides. InvalidArgument when `data` is empty.
         """
         view = _native.byte_view(data)
         try:
@@ -78,7 +78,7 @@ class Store(_native.Store):
             if len(lease) == 0:
                 return False
             lease.fill(0, view)
-            for rank in range(self.rank_count):
+            for rank in range(self.part_count):
                 lease.mark_filled(0, rank)
             return lease.commit() == 1
 

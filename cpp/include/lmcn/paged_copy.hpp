@@ -53,7 +53,7 @@ class PagedCopier {
  public:
   virtual ~PagedCopier() = default;  // waits for jobs under way
   /// kInvalidArgument (nothing is copied): block id, token range or slot offset out of bounds; duplicate id; a gather layer by
-  /// layer.
+  /// layer; a gather by another rank than 0 where the ranks' KV is the same.
   virtual Status submit(CopyJob job) = 0;
   /// Jobs that ended since the last call; each exactly once.
   virtual std::vector<CopyDone> poll() = 0;
@@ -81,6 +81,7 @@ class PagedCopier {
 
 struct CopierOptions {
   std::uint32_t rank = 0;
+  bool replicated = false;                       // StoreOptions::replicated: loads read part 0, and of the ranks only rank 0 stores
   unsigned threads = 1;                          // host copier: copy threads
   std::int64_t non_temporal_bytes = 256 * 1024;  // gathers of runs whose job is at least this large bypass the cache
   // CUDA: bytes of a slot image, so that the arena is registered in pieces that hold whole slots. 0: not known; a slot that crosses

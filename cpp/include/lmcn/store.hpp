@@ -3,8 +3,8 @@
 //
 // Threads: every method may be called from any thread. Lookups, reserve, commit and leases touch memory only and never wait
 // for I/O; the methods that can wait take a deadline. Two-phase publish: a chunk can be looked up only after commit() found
-// every rank's (generation, ok) word in its slot. Leases are RAII: while one lives its slots are neither evicted nor reused.
-// Leases and requests must be destroyed before the store.
+// the (generation, ok) word of every rank that fills a part of its slot. Leases are RAII: while one lives its slots are neither
+// evicted nor reused. Leases and requests must be destroyed before the store.
 //
 // fork(): the store stays with the parent. In a child it can only be destroyed (nothing happens then) or closed (likewise); all
 // else is refused or a miss. The child keeps neither the directory's lock nor the socket, but it does keep the arena's memory
@@ -28,8 +28,12 @@ namespace lmcn {
 
 struct StoreOptions {
   std::uint64_t host_bytes = 0;         // host arena, hard limit; >= 4 MiB
-  std::uint32_t rank_count = 1;         // ranks that fill each slot; 1..64
-  std::uint64_t max_payload_bytes = 0;  // largest chunk, all ranks; sizes the NVMe regions. 0: 64 MiB
+  std::uint32_t rank_count = 1;         // ranks that fill and read each slot; 1..64
+  std::uint64_t max_payload_bytes = 0;  // largest chunk, all parts; sizes the NVMe regions. 0: 64 MiB
+  /// All ranks hold the same KV (MLA under tensor parallelism). A chunk then has one part instead of one per rank: rank 0 fills it,
+  /// its word alone publishes, and every rank reads it. A slot that is read is busy until the words of all ranks say that they are
+  /// through, as ever.
+  bool replicated = false;
   /// NVMe: one directory, private to this store, or up to 7, one per drive. Chunks are striped over them; one that fails costs its
   /// chunks only. Empty: host memory only.
   std::vector<std::string> directories;
@@ -127,8 +131,8 @@ class WriteLease {
   std::uint64_t payload_bytes() const noexcept { return payload_bytes_; }
   void mark_filled(std::size_t i, std::uint32_t rank = 0) noexcept;
 
-  /// Publishes every slot whose ranks all said ok; the others are dropped (quarantined while a rank's job is still under way).
-  /// Returns how many were published. The lease is empty afterwards.
+  /// Publishes every slot whose filling ranks all said ok; the others are dropped (quarantined while a rank's job is still under
+  /// way). Returns how many were published. The lease is empty afterwards.
   std::uint32_t commit();
   void abort() noexcept;
   bool empty() const noexcept { return slots_.empty(); }
@@ -210,8 +214,8 @@ class TieredStore {
 
   /// Slots for those of `keys` that are absent from host memory and not being stored; leading ones when not all fit.
   /// kResourceExhausted when none fits although some are absent; an empty lease when all are present.
-  /// `for_worker`: worker processes fill the slots (a dropped lease leaves them quarantined until every rank's word is there);
-  /// otherwise the holder of the lease does, through payload() and mark_filled().
+  /// `for_worker`: worker processes fill the slots (a dropped lease leaves them quarantined until every filling rank's word is
+  /// there); otherwise the holder of the lease does, through payload() and mark_filled().
   virtual Result<WriteLease> reserve(const NamespaceId& ns, std::span<const ChunkKey> keys, std::uint64_t payload_bytes,
                                      bool for_worker = false) = 0;
 

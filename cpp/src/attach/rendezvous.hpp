@@ -20,6 +20,7 @@ struct ArenaHandle {
   std::uint64_t rank_bytes = 0;  // one rank's part of a slot payload, so that worker and owner can be checked against each other
   std::uint32_t rank_count = 0;
   std::uint32_t owner_pid = 0;
+  bool replicated = false;  // StoreOptions::replicated
 };
 
 /// $XDG_RUNTIME_DIR (where it is a directory of ours) or /tmp based: DIR/lmcache-native-<uid>, created 0700; refused
@@ -52,7 +53,8 @@ class RendezvousClient {
   /// kDeadlineExceeded (names path and last failure); kInvalidArgument as in ArenaAttachment; kUnsupported: owner and worker are
   /// builds with different attach protocols; kLocked: another process is attached as this rank, until the deadline.
   static Result<std::unique_ptr<RendezvousClient>> attach(const std::string& engine_id, std::uint32_t rank,
-                                                          std::uint64_t rank_bytes, std::chrono::milliseconds deadline);
+                                                          std::uint64_t rank_bytes, std::chrono::milliseconds deadline,
+                                                          bool replicated = false);
   virtual ~RendezvousClient() = default;
   virtual MappedArena& arena() noexcept = 0;
   virtual const ArenaHandle& handle() const noexcept = 0;

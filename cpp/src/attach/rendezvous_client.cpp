@@ -89,7 +89,7 @@ Result<std::unique_ptr<RendezvousClient>> attach_once(const std::string& path, c
   if (!memfd.valid()) return Status(Code::kInvalidArgument, "the owner at " + path + " sent no arena (too many open files here?)");
   auto arena = MappedArena::map(memfd.release(), reply.arena_bytes);
   if (!arena.ok()) return arena.status();
-  const ArenaHandle handle{reply.arena_bytes, reply.rank_bytes, reply.rank_count, reply.owner_pid};
+  const ArenaHandle handle{reply.arena_bytes, reply.rank_bytes, reply.rank_count, reply.owner_pid, hello.replicated != 0};
   return std::unique_ptr<RendezvousClient>(std::make_unique<SocketClient>(std::move(*socket), std::move(*arena), handle));
 }
 
@@ -107,13 +107,15 @@ class ClientAttachment final : public ArenaAttachment {
 }  // namespace
 
 Result<std::unique_ptr<RendezvousClient>> RendezvousClient::attach(const std::string& engine_id, std::uint32_t rank,
-                                                                   std::uint64_t rank_bytes, std::chrono::milliseconds deadline) {
+                                                                   std::uint64_t rank_bytes, std::chrono::milliseconds deadline,
+                                                                   bool replicated) {
   auto path = socket_path(engine_id);
   if (!path.ok()) return path.status();
   wire::Hello hello;
   hello.rank = rank;
   hello.rank_bytes = rank_bytes;
   hello.pid = static_cast<std::uint32_t>(::getpid());
+  hello.replicated = replicated ? 1 : 0;
   const auto until = Clock::now() + deadline;
   Status last;
   auto reply_wait = kFirstReplyWait;
@@ -134,8 +136,9 @@ Result<std::unique_ptr<RendezvousClient>> RendezvousClient::attach(const std::st
 }
 
 Result<std::unique_ptr<ArenaAttachment>> ArenaAttachment::attach(const std::string& engine_id, std::uint32_t rank,
-                                                                 std::uint64_t rank_bytes, std::chrono::milliseconds deadline) {
-  auto client = RendezvousClient::attach(engine_id, rank, rank_bytes, deadline);
+                                                                 std::uint64_t rank_bytes, std::chrono::milliseconds deadline,
+                                                                 bool replicated) {
+  auto client = RendezvousClient::attach(engine_id, rank, rank_bytes, deadline, replicated);
   if (!client.ok()) return client.status();
   return std::unique_ptr<ArenaAttachment>(std::make_unique<ClientAttachment>(std::move(*client)));
 }

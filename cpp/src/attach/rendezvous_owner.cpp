@@ -283,6 +283,10 @@ class SocketOwner final : public RendezvousOwner {
       return {Code::kInvalidArgument,
               "rank_bytes is " + std::to_string(hello.rank_bytes) + ", the owner expects " + std::to_string(handle_.rank_bytes)};
     }
+    if (hello.replicated != (handle_.replicated ? 1u : 0u)) {
+      return {Code::kInvalidArgument, "replicated is " + std::to_string(hello.replicated) + ", the owner expects " +
+                                          (handle_.replicated ? "1: one part of a slot for all ranks" : "0: a part for each rank")};
+    }
     for (const Connection& connection : connections_) {
       if (connection.attached && connection.rank == hello.rank) {
         return {Code::kLocked,

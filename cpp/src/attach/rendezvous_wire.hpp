@@ -32,7 +32,7 @@ struct Hello {
   std::uint32_t rank = 0;
   std::uint64_t rank_bytes = 0;
   std::uint32_t pid = 0;
-  std::uint32_t reserved = 0;
+  std::uint32_t replicated = 0;  // 1: this rank reads the one part that rank 0 fills
 };
 static_assert(sizeof(Hello) == 32 && offsetof(Hello, version) == 8);
 

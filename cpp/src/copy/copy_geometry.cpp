@@ -33,7 +33,7 @@ Status wrong(const CopyJob& job, std::size_t index, const std::string& what) {
 }  // namespace
 
 Result<CopyGeometry> CopyGeometry::make(const PagedKvLayout& paged, const SlotLayout& slot, std::byte* arena_base,
-                                        std::uint64_t arena_bytes, std::uint32_t rank) {
+                                        std::uint64_t arena_bytes, std::uint32_t rank, bool replicated) {
   Result<SlotLayout> expected = SlotLayout::make(paged, slot.chunk_tokens);
   if (!expected.ok()) return expected.status();
   if (slot.plane_bytes != expected->plane_bytes || slot.rank_bytes != expected->rank_bytes ||
@@ -55,6 +55,7 @@ Result<CopyGeometry> CopyGeometry::make(const PagedKvLayout& paged, const SlotLa
   geometry.chunk_tokens_ = slot.chunk_tokens;
   geometry.rank_bytes_ = static_cast<std::uint64_t>(slot.rank_bytes);
   geometry.rank_ = rank;
+  geometry.replicated_ = replicated;
   geometry.arena_base_ = arena_base;
   geometry.arena_bytes_ = arena_bytes;
   for (std::size_t l = 0; l < paged.layers.size(); ++l) {
@@ -87,6 +88,10 @@ Status CopyGeometry::check_layers(std::uint32_t layers) const {
 Status CopyGeometry::check_job(const CopyJob& job) const {
   if (job.layer_by_layer && job.direction != CopyDirection::kScatter) {
     return {Code::kInvalidArgument, "job " + std::to_string(job.id) + ": layer_by_layer is for loads, this is a store"};
+  }
+  if (replicated_ && rank_ != 0 && job.direction == CopyDirection::kGather) {
+    return {Code::kInvalidArgument, "job " + std::to_string(job.id) + ": rank " + std::to_string(rank_) +
+                                        " stores nothing: all ranks hold the same KV, and rank 0 stores it"};
   }
   for (std::size_t i = 0; i < job.block_ids.size(); ++i) {
     const std::int64_t id = job.block_ids[i];
@@ -129,18 +134,18 @@ Status CopyGeometry::check_item(const CopyJob& job, std::size_t index) const {
     return wrong(job, index, "slot_offset is " + std::to_string(item.slot_offset) + ", must be a multiple of 4096");
   }
   std::uint64_t image = 0;
-  if (__builtin_mul_overflow(rank_bytes_, std::uint64_t{rank_} + 1, &image) || __builtin_add_overflow(image, kPageBytes, &image) ||
+  if (__builtin_mul_overflow(rank_bytes_, std::uint64_t{part()} + 1, &image) || __builtin_add_overflow(image, kPageBytes, &image) ||
       image > arena_bytes_ || item.slot_offset > arena_bytes_ - image) {
     return wrong(job, index,
                  "slot_offset is " + std::to_string(item.slot_offset) + ", a slot of " + std::to_string(image) +
-                     " bytes up to rank " + std::to_string(rank_) + "'s end must lie inside the arena of " +
+                     " bytes up to rank " + std::to_string(part()) + "'s end must lie inside the arena of " +
                      std::to_string(arena_bytes_));
   }
   return {};
 }
 
 std::byte* CopyGeometry::rank_part(const CopyItem& item) const noexcept {
-  return image(item) + kPageBytes + rank_ * rank_bytes_;
+  return image(item) + kPageBytes + part() * rank_bytes_;
 }
 
 std::uint64_t CopyGeometry::item_bytes(const CopyItem& item) const noexcept {

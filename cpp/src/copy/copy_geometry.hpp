@@ -15,7 +15,7 @@ class CopyGeometry {
  public:
   /// kInvalidArgument: `paged` is not valid, `slot` is not SlotLayout::make(paged, slot.chunk_tokens), rank >= 64, no arena.
   static Result<CopyGeometry> make(const PagedKvLayout& paged, const SlotLayout& slot, std::byte* arena_base,
-                                   std::uint64_t arena_bytes, std::uint32_t rank);
+                                   std::uint64_t arena_bytes, std::uint32_t rank, bool replicated = false);
 
   /// Everything that can be known before a byte moves: block ids, token ranges, places of slots. kInvalidArgument.
   Status check_job(const CopyJob& job) const;
@@ -29,9 +29,12 @@ class CopyGeometry {
   /// kInvalidArgument: more than layers().
   Status check_layers(std::uint32_t layers) const;
   std::uint32_t rank() const noexcept { return rank_; }
+  /// CopierOptions::replicated: the part is not the rank's own, slots have one.
+  bool replicated() const noexcept { return replicated_; }
+  std::uint32_t part() const noexcept { return replicated_ ? 0 : rank_; }
   std::uint64_t rank_bytes() const noexcept { return rank_bytes_; }
   std::byte* image(const CopyItem& item) const noexcept { return arena_base_ + item.slot_offset; }
-  /// This rank's part of the slot. Inside the arena for an item that passed check_job().
+  /// The part of the slot that this rank copies. Inside the arena for an item that passed check_job().
   std::byte* rank_part(const CopyItem& item) const noexcept;
   /// Payload bytes of an item: all layers and planes.
   std::uint64_t item_bytes(const CopyItem& item) const noexcept;
@@ -53,6 +56,7 @@ class CopyGeometry {
   std::int64_t chunk_tokens_ = 0;
   std::uint64_t rank_bytes_ = 0;
   std::uint32_t rank_ = 0;
+  bool replicated_ = false;
   std::byte* arena_base_ = nullptr;
   std::uint64_t arena_bytes_ = 0;
 };

@@ -216,7 +216,7 @@ Result<std::unique_ptr<PagedCopier>> make_host_copier(const PagedKvLayout& paged
     return Status(Code::kInvalidArgument,
                   "threads is " + std::to_string(options.threads) + ", must be in 1.." + std::to_string(kMaxThreads));
   }
-  Result<CopyGeometry> geometry = CopyGeometry::make(paged, slot, arena_base, arena_bytes, options.rank);
+  Result<CopyGeometry> geometry = CopyGeometry::make(paged, slot, arena_base, arena_bytes, options.rank, options.replicated);
   if (!geometry.ok()) return geometry.status();
   return std::unique_ptr<PagedCopier>(std::make_unique<HostCopier>(std::move(geometry).value(), options));
 }

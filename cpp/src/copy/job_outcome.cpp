@@ -49,7 +49,12 @@ Status JobOutcome::check_slot(const CopyGeometry& geometry, const CopyItem& item
   const SlotHeader& header = *slot_header(geometry.image(item));
   const std::uint32_t ranks = load(header.rank_count);
   const std::uint64_t payload_bytes = load(header.payload_bytes);
-  if (geometry.rank() >= ranks || payload_bytes != ranks * geometry.rank_bytes()) {
+  if (geometry.replicated() && (ranks != 1 || payload_bytes != geometry.rank_bytes())) {
+    return {Code::kInvalidArgument, "slot at " + std::to_string(item.slot_offset) + ": payload of " +
+                                        std::to_string(payload_bytes) + " bytes in " + std::to_string(ranks) +
+                                        " parts, expected one of " + std::to_string(geometry.rank_bytes()) + " for all ranks"};
+  }
+  if (geometry.part() >= ranks || payload_bytes != ranks * geometry.rank_bytes()) {
     return {Code::kInvalidArgument, "slot at " + std::to_string(item.slot_offset) + ": payload of " +
                                         std::to_string(payload_bytes) + " bytes for " + std::to_string(ranks) + " ranks, rank " +
                                         std::to_string(geometry.rank()) + " needs " + std::to_string(geometry.rank_bytes()) +

@@ -1,7 +1,8 @@
 // The slot image: what a slot of the host arena and a record on NVMe both are. docs/format.md draws it.
 //
 //   [0, 4096)                 header page (below)
-//   [4096, 4096+payload)      payload: rank 0's part, rank 1's part, ... each rank_bytes = payload_bytes / rank_count
+//   [4096, 4096+payload)      payload: rank 0's part, rank 1's part, ... each rank_bytes = payload_bytes / rank_count. Where the
+//                             ranks' KV is the same: one part, rank_count 1, whatever number of ranks reads it
 //   then zeros to the next 4 KiB boundary: an image is image_bytes(payload_bytes) long
 //
 // The header is filled by the store's process; the rank words by each rank's worker. On NVMe the rank words are undefined
@@ -47,8 +48,8 @@ struct SlotHeader {
   std::uint64_t payload_bytes;  // exact; >= 1; a multiple of rank_count
   std::uint32_t segment_bytes;  // 64 KiB, or the next power of two for which the table fits
   std::uint32_t segment_count;
-  std::uint32_t generation;  // slot generation when it was filled
-  std::uint32_t rank_count;
+  std::uint32_t generation;             // slot generation when it was filled
+  std::uint32_t rank_count;             // parts of the payload
   std::uint64_t region_sequence;        // NVMe: sequence of the region it was appended to; 0 in host memory
   std::uint64_t record_sequence;        // NVMe: position in the log's order of appends; 0 in host memory
   std::uint64_t root;                   // XXH3-64 of bytes [0, offsetof(root)) and [offsetof(segment), offsetof(rank))

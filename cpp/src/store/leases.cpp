@@ -83,7 +83,7 @@ std::uint32_t StoreCore::end_write(WriteLease& lease, bool publish) {
       SlotRecord& record = slots[id];
       const EntryId entry_id = record.entry;  // none: cleared or erased meanwhile
       bool complete = publish;
-      for (std::uint32_t rank = 0; complete && rank < options.rank_count; ++rank) {
+      for (std::uint32_t rank = 0; complete && rank < parts(); ++rank) {
         complete = rank_state(image(id), rank, record.slot.generation) == RankState::kOk;
       }
       if (entry_id != kNoEntry && complete) {

@@ -182,10 +182,10 @@ Status StoreCore::open_nvme() {
 }
 
 Status StoreCore::serve(const std::string& engine_id, std::uint64_t rank_bytes) {
-  if (rank_bytes == 0 || rank_bytes * options.rank_count > options.max_payload_bytes) {
-    return bad("rank_bytes", std::to_string(rank_bytes),
-               "times rank_count=" + std::to_string(options.rank_count) +
-                   " must be 1..max_payload_bytes=" + std::to_string(options.max_payload_bytes));
+  if (rank_bytes == 0 || rank_bytes * parts() > options.max_payload_bytes) {
+    return bad(
+        "rank_bytes", std::to_string(rank_bytes),
+        "times " + std::to_string(parts()) + " part(s) must be 1..max_payload_bytes=" + std::to_string(options.max_payload_bytes));
   }
   if (inherited()) return inherited_status();
   {
@@ -197,7 +197,8 @@ Status StoreCore::serve(const std::string& engine_id, std::uint64_t rank_bytes) 
                                            ArenaHandle{.arena_bytes = arena->bytes(),
                                                        .rank_bytes = rank_bytes,
                                                        .rank_count = options.rank_count,
-                                                       .owner_pid = static_cast<std::uint32_t>(::getpid())},
+                                                       .owner_pid = static_cast<std::uint32_t>(::getpid()),
+                                                       .replicated = options.replicated},
                                            [this](std::uint32_t rank) { on_rank_gone(rank); });
   if (!listening.ok()) return listening.status();
   std::lock_guard lock(mu);
@@ -211,7 +212,7 @@ void StoreCore::on_rank_gone(std::uint32_t rank) {
   for (SlotId id = 0; id < slots.size(); ++id) {
     SlotRecord& record = slots[id];
     if (!record.in_use) continue;
-    if (record.worker_fill && rank_state(image(id), rank, record.slot.generation) == RankState::kEmpty) {
+    if (record.worker_fill && rank < parts() && rank_state(image(id), rank, record.slot.generation) == RankState::kEmpty) {
       publish_rank(image(id), rank, record.slot.generation, RankState::kFailed);
     }
     // Workers can write the count: one beyond what was issued must not keep us here.
@@ -232,7 +233,7 @@ void StoreCore::job_not_started(std::uint32_t rank, std::span<const SlotRef> ref
     if (named == generation_at.end() || named->second != record.slot.generation) continue;
     if (load) {
       if (loads_done(image(id), rank) != record.loads_issued) count_load_done(image(id), rank);
-    } else if (rank_state(image(id), rank, record.slot.generation) == RankState::kEmpty) {
+    } else if (rank < parts() && rank_state(image(id), rank, record.slot.generation) == RankState::kEmpty) {
       publish_rank(image(id), rank, record.slot.generation, RankState::kFailed);
     }
   }

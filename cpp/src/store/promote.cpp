@@ -62,7 +62,7 @@ void StoreCore::promoter_loop(std::stop_token stop) {
 }
 
 void StoreCore::finish_promotion(const PromoterJob& promotion, const Status& status) {
-  if (status.ok()) adopt_slot(arena->base() + promotion.offset, promotion.generation, options.rank_count);
+  if (status.ok()) adopt_slot(arena->base() + promotion.offset, promotion.generation, parts());
   {
     std::lock_guard lock(mu);
     --promotions_in_flight;

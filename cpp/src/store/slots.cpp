@@ -10,7 +10,7 @@ bool StoreCore::busy(SlotRecord& record) const {
   if (record.pins != 0) return true;
   const std::byte* at = arena->base() + record.slot.offset;
   if (record.worker_fill) {
-    for (std::uint32_t rank = 0; rank < options.rank_count; ++rank) {
+    for (std::uint32_t rank = 0; rank < parts(); ++rank) {
       if (rank_state(at, rank, record.slot.generation) == RankState::kEmpty) return true;
     }
     record.worker_fill = false;

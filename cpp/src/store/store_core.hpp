@@ -3,10 +3,13 @@
 // (hands reads to the I/O engine, so that no scheduler thread does) and the engine's completion thread.
 //
 // Invariants of slots (SlotRecord)
-//  S1  A place is released only when no pin holds it and no worker job on it can still be under way: every rank's word carries
-//      the generation (fills) and counts every scatter handed out (loads). Until then it is quarantined, whoever forgot it.
+//  S1  A place is released only when no pin holds it and no worker job on it can still be under way: the words of the ranks that
+//      fill a part carry the generation (fills), and every rank's counts every scatter handed out (loads). Until then it is
+//      quarantined, whoever forgot it.
 //  S2  entry == kNoEntry means that no key leads to the slot any more ("orphan"): it is freed as soon as S1 allows.
-//  S3  Only a slot whose ranks all said ok for its generation, or whose record was verified, becomes HostState::kReady.
+//  S3  Only a slot whose filling ranks all said ok for its generation, or whose record was verified, becomes HostState::kReady.
+//  S4  A payload has parts() equal parts, part r filled by rank r alone; ranks beyond fill nothing, and their words say nothing of
+//      fills. Every rank reads: its own part, or with options.replicated the only one.
 #pragma once
 
 #include <atomic>
@@ -69,6 +72,8 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   /// Whether this is the copy in a forked child. Every public method then refuses or does nothing, without touching mu.
   bool inherited() const noexcept { return fork_guard::forks() != forks_at_open; }
   static Status inherited_status();
+  /// Of a payload; ranks [0, parts()) fill them.
+  std::uint32_t parts() const noexcept { return options.replicated ? 1 : options.rank_count; }
 
   // --- open.cpp
   Status start();

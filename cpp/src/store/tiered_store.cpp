@@ -31,10 +31,10 @@ PrefixHit StoreCore::lookup(std::span<const ChunkKey> keys) const {
 
 Result<WriteLease> StoreCore::reserve(const NamespaceId& ns, std::span<const ChunkKey> keys, std::uint64_t payload_bytes,
                                       bool for_worker) {
-  if (payload_bytes == 0 || payload_bytes > options.max_payload_bytes || payload_bytes % options.rank_count != 0) {
+  if (payload_bytes == 0 || payload_bytes > options.max_payload_bytes || payload_bytes % parts() != 0) {
     return Status(Code::kInvalidArgument,
                   "payload_bytes=" + std::to_string(payload_bytes) + ": must be 1.." + std::to_string(options.max_payload_bytes) +
-                      " (max_payload_bytes of the store) and a multiple of rank_count=" + std::to_string(options.rank_count));
+                      " (max_payload_bytes of the store) and a multiple of its " + std::to_string(parts()) + " part(s)");
   }
   if (inherited()) return inherited_status();
   WriteLease lease;
@@ -83,7 +83,7 @@ Result<WriteLease> StoreCore::reserve(const NamespaceId& ns, std::span<const Chu
   }
   // Outside the lock: the first touch of a page may fault. The lease's pin keeps the slots ours.
   for (std::size_t i = 0; i < lease.slots_.size(); ++i) {
-    begin_slot(arena->base() + lease.slots_[i].offset, keys[lease.positions_[i]], ns, payload_bytes, options.rank_count,
+    begin_slot(arena->base() + lease.slots_[i].offset, keys[lease.positions_[i]], ns, payload_bytes, parts(),
                lease.slots_[i].generation);
   }
   if (for_worker && !lease.slots_.empty()) {

@@ -97,6 +97,25 @@ TEST_F(Rendezvous, WrongRankBytesAndRanksAreRefusedNamingBoth) {
   EXPECT_EQ(owner->attached_ranks(), 0u);
 }
 
+TEST_F(Rendezvous, OwnerAndWorkerAgreeOnWhatTheRanksShare) {
+  const auto own_parts = serve("own", 2);
+  const auto shares = RendezvousClient::attach("own", 1, kRankBytes, 10s, true);
+  EXPECT_EQ(shares.status().code(), Code::kInvalidArgument);
+  EXPECT_NE(shares.status().message().find("replicated is 1, the owner expects 0"), std::string::npos) << shares.status().message();
+
+  ArenaHandle shared = handle(2);
+  shared.replicated = true;
+  const auto one_part = RendezvousOwner::listen("one", arena_->memfd(), shared, {});
+  ASSERT_TRUE(one_part.ok()) << one_part.status().to_string();
+  const auto shares_not = attach("one", 1);
+  EXPECT_EQ(shares_not.status().code(), Code::kInvalidArgument);
+  EXPECT_NE(shares_not.status().message().find("replicated is 0, the owner expects 1"), std::string::npos)
+      << shares_not.status().message();
+  const auto attached = RendezvousClient::attach("one", 1, kRankBytes, 10s, true);
+  ASSERT_TRUE(attached.ok()) << attached.status().to_string();
+  EXPECT_TRUE((*attached)->handle().replicated);
+}
+
 TEST_F(Rendezvous, ARankIsAttachedOnce) {
   const auto owner = serve("engine");
   auto first = attach("engine", 3);

@@ -67,21 +67,7 @@ class QuarantineTest : public StoreTest {
     ASSERT_TRUE(SeqPoints::wait_until_reached("copier.before_scatter_done", 20s));
   }
 
-  /// Every slot the store can hand out now.
-  std::vector<std::uint64_t> offsets_of_all_free_slots(int first_key) {
-    std::vector<std::uint64_t> offsets;
-    std::vector<WriteLease> held;
-    for (int i = first_key;; ++i) {
-      auto lease = store->reserve(ns, keys(i, i + 1), kChunk, false);
-      if (!lease.ok()) return offsets;
-      offsets.push_back(lease->slots()[0].offset);
-      held.push_back(std::move(*lease));
-    }
-  }
-  bool can_be_reused(std::uint64_t offset, int first_key) {
-    const auto all = offsets_of_all_free_slots(first_key);
-    return std::find(all.begin(), all.end(), offset) != all.end();
-  }
+  bool can_be_reused(std::uint64_t offset, int first_key) { return StoreTest::can_be_reused(offset, first_key, kChunk); }
 
   std::vector<std::byte> paged;
   std::unique_ptr<PagedCopier> copier;

@@ -96,6 +96,17 @@ class StoreTest : public ::testing::Test {
     const Status flushed = store->flush(20s);
     ASSERT_TRUE(flushed.ok()) << flushed.to_string();
   }
+  /// Whether the slot at `offset` is among all that the store can hand out now, to chunks of `bytes` with keys from `first_key` on.
+  bool can_be_reused(std::uint64_t offset, int first_key, std::uint64_t bytes) {
+    bool found = false;
+    std::vector<WriteLease> held;
+    for (int i = first_key;; ++i) {
+      auto lease = store->reserve(ns, keys(i, i + 1), bytes, false);
+      if (!lease.ok()) return found;
+      found = found || lease->slots()[0].offset == offset;
+      held.push_back(std::move(*lease));
+    }
+  }
   /// Pushes everything else out of host memory.
   void evict_all(int first_filler) {
     const int slots = static_cast<int>(options.host_bytes / (kPayload + kPageBytes));
