@@ -104,7 +104,7 @@ def test_attaching_is_tried_again_later_and_quickly(alone: TokenWorker, monkeypa
 
     class Arena:
         @staticmethod
-        def attach(_engine: str, _rank: int, _rank_bytes: int, timeout_s: float) -> Any:
+        def attach(_engine: str, _rank: int, _rank_bytes: int, timeout_s: float, *, replicated: bool) -> Any:
             tried.append(timeout_s)
             raise DeadlineExceeded("nobody serves it")
 

@@ -129,9 +129,9 @@ def test_no_scheduler_to_attach_to(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     attach = copier_client.ArenaAttachment.attach
 
-    def counting(engine_id: str, rank: int, rank_bytes: int, timeout_s: float) -> Any:
+    def counting(engine_id: str, rank: int, rank_bytes: int, timeout_s: float, replicated: bool) -> Any:
         waits.append(timeout_s)
-        return attach(engine_id, rank, rank_bytes, timeout_s)
+        return attach(engine_id, rank, rank_bytes, timeout_s, replicated)
 
     monkeypatch.setattr(copier_client, "ATTACH_TIMEOUT_S", 0.01)
     monkeypatch.setattr(copier_client, "ArenaAttachment", type("Counting", (), {"attach": staticmethod(counting)}))

@@ -46,7 +46,8 @@ class Step:
 
 class Engine:
     """Blocks are handed out again the moment they are free, oldest first; block 0 is never used. `ahead`: as vLLM's asynchronous
-    scheduling, each step is planned before what the last one gave is known. `direct`: the workers read from NVMe."""
+    scheduling, each step is planned before what the last one gave is known. `direct`: the workers read from NVMe. `replicated`: all
+    ranks compute the same KV, and it is stored once."""
 
     def __init__(
         self,
@@ -58,11 +59,14 @@ class Engine:
         directory: Path | None = None,
         ahead: bool = False,
         direct: bool = False,
+        replicated: bool = False,
         step_tokens: int = 50,
         **config: Any,
     ) -> None:
         self.config = NativeConfig(host_bytes=host_bytes, chunk_tokens=chunk, **config)
         self.ahead = ahead
+        self.replicated = replicated
+        parts = 1 if replicated else ranks
         self.step_tokens = step_tokens  # of one request: chunked prefill
         self.pages = [pages(blocks) for _ in range(ranks)]
         engine_id = f"test-{uuid.uuid4()}"
@@ -77,7 +81,8 @@ class Engine:
                 copy_threads=1,
                 load_timeout_s=self.config.load_timeout_s,
                 layerwise=self.config.layerwise,
-                loader=record_loader(memory, chunk, rank, ranks, directory) if direct and directory else None,
+                loader=record_loader(memory, chunk, 0 if replicated else rank, parts, directory) if direct and directory else None,
+                replicated=replicated,
             )
             for rank, memory in enumerate(self.pages)
         ]
@@ -85,7 +90,8 @@ class Engine:
         store = Store(
             host_bytes=host_bytes,
             rank_count=ranks,
-            max_payload_bytes=rank_bytes * ranks,
+            replicated=replicated,
+            max_payload_bytes=rank_bytes * parts,
             directory=directory,
             nvme_bytes=128 << 20 if directory else 0,
         )
@@ -95,7 +101,7 @@ class Engine:
             store,
             Namespaces({"test": "1"}),
             chunk_tokens=chunk,
-            chunk_bytes=rank_bytes * ranks,
+            chunk_bytes=rank_bytes * parts,
             block_tokens=BLOCK,
             partial_chunks=True,
             direct_loads=direct,
@@ -421,6 +427,7 @@ class Engine:
     def expected(self, rank: int, name: str, tokens: int) -> np.ndarray:
         """(layers, tokens, planes, heads, dim): of each token, by the adapter and all tokens up to it."""
         request = self.requests[name]
+        rank = 0 if self.replicated else rank
         chain, values = 17 + adapter(request), []
         for index in range(tokens):
             token = request.all_token_ids[index] if index < request.num_tokens else sampled(index)

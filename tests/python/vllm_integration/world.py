@@ -70,20 +70,31 @@ class World:
         groups: Groups = ((PAGE_BYTES,) * LAYERS,),
         windowed: Sequence[int] = (),
         nvme_bytes: int = 128 << 20,
+        replicated: bool = False,
     ) -> None:
+        parts = 1 if replicated else ranks
         self.per_chunk = per_chunk
         self.groups = groups
         self.caches = [caches(rank, groups) for rank in range(ranks)]
         engine_id = f"test-{uuid.uuid4()}"
         self.workers = [
-            NativeOffloadingWorker(cache, engine_id=engine_id, rank=rank, ranks=ranks, blocks_per_chunk=per_chunk, copy_threads=1)
+            NativeOffloadingWorker(
+                cache,
+                engine_id=engine_id,
+                rank=rank,
+                ranks=ranks,
+                blocks_per_chunk=per_chunk,
+                copy_threads=1,
+                replicated=replicated,
+            )
             for rank, cache in enumerate(self.caches)
         ]
         rank_bytes = self.workers[0].slot_layout.rank_bytes
         self.store = Store(
             host_bytes=host_bytes,
             rank_count=ranks,
-            max_payload_bytes=rank_bytes * ranks,
+            replicated=replicated,
+            max_payload_bytes=rank_bytes * parts,
             directory=directory,
             nvme_bytes=nvme_bytes if directory else 0,
         )
@@ -91,7 +102,7 @@ class World:
         self.manager = NativeOffloadingManager()
         layouts = self.workers[0].slot_layouts
         self.manager.open(
-            self.store, {"test": "1"}, [ChunkGroup(of.rank_bytes * ranks, group in windowed) for group, of in enumerate(layouts)]
+            self.store, {"test": "1"}, [ChunkGroup(of.rank_bytes * parts, group in windowed) for group, of in enumerate(layouts)]
         )
         self._jobs = itertools.count()
         self._requests = itertools.count()

@@ -12,6 +12,7 @@ from lmcache_native.config import check_machine, resolve
 from lmcache_native.integration.vllm import compat, layout, namespace, spec, support
 from lmcache_native.integration.vllm.manager import ChunkGroup, NativeOffloadingManager
 from lmcache_native.integration.vllm.opening import StoreOpening
+from lmcache_native.integration.vllm.replicated import is_replicated
 from lmcache_native.integration.vllm.worker import NativeOffloadingWorker, NotStarted
 from lmcache_native.logging import get_logger
 
@@ -76,6 +77,9 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
         self._load_jobs: dict[str, int] = {}  # by request
         self._failed_jobs: set[int] = set()
         super().__init__(vllm_config, role, kv_cache_config)
+        self._replicated = is_replicated(vllm_config, kv_cache_config)
+        if self.connector_worker is not None:
+            self.connector_worker.spec.replicated = self._replicated
 
     # ---- worker -------------------------------------------------------------------------------------------------------
 
@@ -115,6 +119,7 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
                 layout.GroupLayout(memory.pages_text(), slot.rank_bytes)
                 for memory, slot in zip(worker.memories, worker.slot_layouts, strict=True)
             ),
+            replicated=self._replicated,
         )
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
@@ -166,21 +171,23 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
     def set_xfer_handshake_metadata(self, metadata: dict[int, Any]) -> None:
         """All workers have registered their KV caches: opens the store, before the first request."""
         world = self._vllm_config.parallel_config.world_size
-        agreed = layout.agreed_layout(metadata, world)
+        agreed = layout.agreed_layout(metadata, world, replicated=self._replicated)
+        parts = agreed.parts(world)
         scheduler_config = self.connector_scheduler.config
         scheme = namespace.block_hash_scheme(
             self._vllm_config, self._config, self._groups, scheduler_config.tokens_per_hash, scheduler_config.blocks_per_chunk
         )
         description = namespace.describe(self._vllm_config, self._config, agreed, self._groups, scheme)
-        store = self._opening.open(agreed.rank_bytes)
-        groups = [ChunkGroup(of.rank_bytes * world, windowed) for of, windowed in zip(agreed.groups, self._windowed, strict=True)]
+        store = self._opening.open(agreed.rank_bytes, replicated=agreed.replicated)
+        groups = [ChunkGroup(of.rank_bytes * parts, windowed) for of, windowed in zip(agreed.groups, self._windowed, strict=True)]
         self._manager.open(store, description, groups)
         chunks = [
             f"{config.tokens_per_chunk} tokens, {group.payload_bytes} bytes"
             for config, group in zip(scheduler_config.kv_group_configs, groups, strict=True)
         ]
         several = f"{len(groups)} KV cache groups, " if len(groups) > 1 else ""
-        self._opening.log_start(store, "--kv-offloading-size", several + "chunk " + " + ".join(dict.fromkeys(chunks)))
+        text = several + "chunk " + " + ".join(dict.fromkeys(chunks)) + layout.copies_text(agreed, world)
+        self._opening.log_start(store, "--kv-offloading-size", text)
         logger.info("namespace %s", self._manager.namespace_hex)
         logger.debug("namespace is of:\n%s", namespace.canonical_text(description))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from lmcache_native import ArenaAttachment, PagedCopier, PagedKvLayout, SlotLayout
 from lmcache_native.errors import DeadlineExceeded, LmcacheNativeError, Unavailable
+from lmcache_native.integration.vllm.replicated import stores
 from lmcache_native.logging import get_logger
 
 logger = get_logger(__name__)
@@ -21,7 +22,7 @@ WAIT_WARNING_S = 10.0
 
 class CopierClient:
     """One thread, the model runner's, calls everything. `owner`: the tensors behind the paged memory, kept as long as the copier
-    lives."""
+    lives. `stores`: whether this rank fills a part of a slot; where it does not, a store copies nothing and has ended."""
 
     def __init__(
         self,
@@ -35,11 +36,15 @@ class CopierClient:
         slot_layout: SlotLayout,
         copy_threads: int,
         owner: object,
+        replicated: bool = False,
     ) -> None:
+        """`replicated`: all ranks share one part of a slot, which rank 0 fills."""
         self.slot_layout = slot_layout
         self._engine_id = engine_id
         self._rank = rank
-        self._slot_bytes = SLOT_HEADER_BYTES + ranks * slot_layout.rank_bytes
+        self._replicated = replicated
+        self.stores = stores(rank, replicated=replicated)
+        self._slot_bytes = SLOT_HEADER_BYTES + (1 if replicated else ranks) * slot_layout.rank_bytes
         self._device_type = device_type
         self._device_index = device_index
         self._paged_layout = paged_layout
@@ -60,7 +65,9 @@ class CopierClient:
         self._attach_at_s = now + ATTACH_AGAIN_AFTER_S
         timeout_s = ATTACH_AGAIN_TIMEOUT_S if self._attach_failed else ATTACH_TIMEOUT_S
         try:
-            arena = ArenaAttachment.attach(self._engine_id, self._rank, self.slot_layout.rank_bytes, timeout_s)
+            arena = ArenaAttachment.attach(
+                self._engine_id, self._rank, self.slot_layout.rank_bytes, timeout_s, replicated=self._replicated
+            )
             self._copier = self._make_copier(arena)
         except LmcacheNativeError as error:
             self._attach_failed = True
@@ -117,6 +124,9 @@ class CopierClient:
                 rank=self._rank,
                 device=self._device_index,
                 slot_bytes=self._slot_bytes,
+                replicated=self._replicated,
                 owner=self._owner,
             )
-        return PagedCopier.host(arena, paged, slot, rank=self._rank, threads=self._copy_threads, owner=self._owner)
+        return PagedCopier.host(
+            arena, paged, slot, rank=self._rank, threads=self._copy_threads, replicated=self._replicated, owner=self._owner
+        )

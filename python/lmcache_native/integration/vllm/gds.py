@@ -27,9 +27,18 @@ PROBE_TIMEOUT_S = 30.0
 
 
 def record_loader(
-    config: NativeConfig, vllm_config: Any, paged: PagedKvLayout, slot: SlotLayout, *, device_type: str, device: int, owner: object
+    config: NativeConfig,
+    vllm_config: Any,
+    paged: PagedKvLayout,
+    slot: SlotLayout,
+    *,
+    device_type: str,
+    device: int,
+    owner: object,
+    replicated: bool = False,
 ) -> RecordLoader | None:
-    """None: loads go through host memory. use_gds=on: Unavailable where GPUDirect Storage does not work, with what is missing."""
+    """None: loads go through host memory. use_gds=on: Unavailable where GPUDirect Storage does not work, with what is missing.
+    `replicated`: every rank reads the one part of a record."""
     if config.use_gds == "off" or not config.directories or config.layerwise or not config.retrieve_nvme:
         return None
     if device_type != "cuda":
@@ -50,8 +59,8 @@ def record_loader(
             slot,
             device=device,
             plugin=plugin,
-            rank=parallel.rank,
-            rank_count=parallel.world_size,
+            rank=0 if replicated else parallel.rank,
+            rank_count=1 if replicated else parallel.world_size,
             buffer_bytes=config.gds_buffer_bytes,
             owner=owner,
         )

@@ -40,6 +40,11 @@ class WorkerLayout(compat.KVConnectorHandshakeMetadata):  # type: ignore[misc]
     opaque: bool = True
     reads_nvme: bool = False  # takes loads with records
     groups: tuple[GroupLayout, ...] = ()  # empty: the one group that is said above
+    replicated: bool = False  # all ranks share one part of a slot
+
+    def parts(self, world_size: int) -> int:
+        """Of a chunk, each of rank_bytes."""
+        return 1 if self.replicated else world_size
 
 
 MAX_PIECES = 1 << 16
@@ -229,8 +234,14 @@ def machine_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
-def agreed_layout(layouts: Mapping[int, Any], world_size: int) -> WorkerLayout:
-    """The layout all ranks share. Typed errors: a rank missing, on another machine, or of another mind."""
+def copies_text(agreed: WorkerLayout, world_size: int) -> str:
+    """For the line of the start."""
+    return f" (one copy for {world_size} ranks)" if agreed.replicated else ""
+
+
+def agreed_layout(layouts: Mapping[int, Any], world_size: int, *, replicated: bool = False) -> WorkerLayout:
+    """The layout all ranks share. Typed errors: a rank missing, on another machine, or of another mind. `replicated`: the
+    scheduler's."""
     missing = sorted(set(range(world_size)) - set(layouts))
     if missing:
         raise Unavailable(f"no KV layout from rank(s) {missing} of {world_size}: their connector did not register its KV caches")
@@ -243,8 +254,10 @@ def agreed_layout(layouts: Mapping[int, Any], world_size: int) -> WorkerLayout:
         raise Unsupported(f"rank(s) {elsewhere} are on another machine than the scheduler: not yet supported")
     first: WorkerLayout = layouts[0]
     for rank, layout in sorted(layouts.items()):
-        for name in ("layers", "page_bytes", "rank_bytes", "layout_id", "chunk_tokens", "opaque", "groups"):
+        for name in ("layers", "page_bytes", "rank_bytes", "layout_id", "chunk_tokens", "opaque", "groups", "replicated"):
             ours, theirs = getattr(first, name), getattr(layout, name)
             if ours != theirs:
                 raise InvalidArgument(f"ranks disagree on {name}: rank 0 has {ours!r}, rank {rank} has {theirs!r}")
+    if first.replicated != replicated:
+        raise InvalidArgument(f"replicated: the workers have {first.replicated}, the scheduler has {replicated}: must be the same")
     return first

@@ -36,7 +36,7 @@ def _always_miss(_key: bytes) -> int:
 class ChunkGroup:
     """One KV cache group, to the manager."""
 
-    payload_bytes: int  # one chunk, all ranks
+    payload_bytes: int  # one chunk, all parts
     windowed: bool  # the engine looks from the end for a window's chunks, instead of from the start for all
 
 

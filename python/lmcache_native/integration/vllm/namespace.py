@@ -61,6 +61,8 @@ def describe(
             parts[f"group.{number}"] = (
                 f"{_kind(group)};block_tokens={group.kv_cache_spec.block_size};pages={pages};layers={_digest(chr(10).join(group.layer_names))}"
             )
+    if layout.replicated:  # the ranks are in `world` all the same: other sums, other bytes
+        parts["kv"] = "replicated"
     parts |= _model_parts("model", model, vllm_config.load_config, config, lasting)
     speculative = vllm_config.speculative_config
     if speculative is not None:

@@ -30,11 +30,11 @@ class StoreOpening:
         self._engines = engines_sharing(vllm_config, config)
         self._directories = engine_directories(config, vllm_config.parallel_config.data_parallel_index)
 
-    def open(self, rank_bytes: int) -> Store:
-        """The store, served to the workers. `rank_bytes`: one rank's part of a chunk."""
+    def open(self, rank_bytes: int, *, replicated: bool = False) -> Store:
+        """The store, served to the workers. `rank_bytes`: one rank's part of a chunk. `replicated`: all ranks share one part."""
         config = self._config
         world = self._vllm_config.parallel_config.world_size
-        payload_bytes = rank_bytes * world
+        payload_bytes = rank_bytes if replicated else rank_bytes * world
         if config.host_bytes < 2 * payload_bytes:
             raise InvalidArgument(
                 f"host size {config.host_bytes / GIB:.3f} GiB (--kv-offloading-size, max_local_cpu_size): a chunk of this "
@@ -52,6 +52,7 @@ class StoreOpening:
                 verify=config.verify,
                 write_deadline_s=config.write_deadline_s,
                 rank_count=world,
+                replicated=replicated,
                 max_payload_bytes=payload_bytes,
                 region_bytes=config.region_bytes,
                 io_engine=config.io_engine,

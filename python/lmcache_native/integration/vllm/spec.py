@@ -24,6 +24,7 @@ class NativeOffloadingSpec(compat.OffloadingSpec):  # type: ignore[misc]
         super().__init__(config)
         self._manager: NativeOffloadingManager | None = None
         self._worker: NativeOffloadingWorker | None = None
+        self.replicated = False  # set before get_worker(): all ranks share one part of a slot
 
     def get_manager(self) -> NativeOffloadingManager:
         if self._manager is None:
@@ -39,6 +40,7 @@ class NativeOffloadingSpec(compat.OffloadingSpec):  # type: ignore[misc]
                 ranks=self.config.parallel.world_size,
                 blocks_per_chunk=self.blocks_per_chunk,
                 copy_threads=resolve(self.extra_config, os.environ).copy_threads,
+                replicated=self.replicated,
             )
         return self._worker
 

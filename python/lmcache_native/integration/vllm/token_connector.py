@@ -15,6 +15,7 @@ from typing import Any
 from lmcache_native.config import GIB, NativeConfig, Profile, check_machine, resolve
 from lmcache_native.integration.vllm import compat, gds, layout, namespace, pages, spec, support
 from lmcache_native.integration.vllm.opening import StoreOpening
+from lmcache_native.integration.vllm.replicated import is_replicated
 from lmcache_native.integration.vllm.token_scheduler import TokenScheduler
 from lmcache_native.integration.vllm.token_worker import TokenWorker
 from lmcache_native.integration.vllm.transfer import TokenConnectorMetadata, TokenWorkerMetadata
@@ -34,6 +35,7 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
         support.check_role(transfer.kv_role)
         support.check_parallelism(vllm_config.parallel_config)
         self._group = support.offloaded_group(kv_cache_config)
+        self._replicated = is_replicated(vllm_config, kv_cache_config)
         # vLLM's default, "fail", would turn a cache's failed load into a failed request. Its own field cannot be told apart from
         # its default, so the choice is ours: load_failure_policy. Read by the scheduler right after this.
         transfer.kv_load_failure_policy = self._config.load_failure_policy
@@ -81,6 +83,7 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
             device_type=found.device_type,
             device=found.device_index,
             owner=found.tensors,
+            replicated=self._replicated,
         )
         self._worker = TokenWorker(
             found,
@@ -93,6 +96,7 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
             load_timeout_s=self._config.load_timeout_s,
             layerwise=self._config.layerwise,
             loader=loader,
+            replicated=self._replicated,
         )
 
     def get_handshake_metadata(self) -> layout.WorkerLayout:
@@ -107,6 +111,7 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
             chunk_tokens=self.worker.chunk_tokens,
             opaque=found.opaque,
             reads_nvme=self.worker.reads_nvme,
+            replicated=self._replicated,
         )
 
     def handle_preemptions(self, kv_connector_metadata: TokenConnectorMetadata) -> None:
@@ -146,7 +151,8 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
         """All workers have registered their KV caches: opens the store, before the first request."""
         assert self._opening is not None
         world = self._vllm_config.parallel_config.world_size
-        agreed = layout.agreed_layout(metadata, world)
+        agreed = layout.agreed_layout(metadata, world, replicated=self._replicated)
+        chunk_bytes = agreed.rank_bytes * agreed.parts(world)
         block_tokens = self._group.kv_cache_spec.block_size
         scheme = namespace.token_scheme(agreed.chunk_tokens, block_tokens if agreed.opaque else None)
         description = namespace.describe(self._vllm_config, self._config, agreed, (self._group,), scheme)
@@ -156,10 +162,10 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
             logger.warning("only ranks %s of %d can read NVMe themselves: loads go through host memory", readers, world)
         self._scheduler = TokenScheduler(
             self._config,
-            self._opening.open(agreed.rank_bytes),
+            self._opening.open(agreed.rank_bytes, replicated=agreed.replicated),
             namespaces,
             chunk_tokens=agreed.chunk_tokens,
-            chunk_bytes=agreed.rank_bytes * world,
+            chunk_bytes=chunk_bytes,
             block_tokens=block_tokens,
             partial_chunks=not agreed.opaque,
             direct_loads=len(readers) == world,
@@ -169,7 +175,7 @@ class LMCacheNativeConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # 
         self._opening.log_start(
             self._scheduler.store,
             f"as {self._vllm_config.kv_transfer_config.kv_connector}",
-            f"chunk {agreed.chunk_tokens} tokens, {agreed.rank_bytes * world} bytes, {pages_text}",
+            f"chunk {agreed.chunk_tokens} tokens, {chunk_bytes} bytes{layout.copies_text(agreed, world)}, {pages_text}",
         )
         logger.info("namespace %s", namespaces.plain().hex())
         logger.debug("namespace is of:\n%s", namespace.canonical_text(description))

@@ -57,8 +57,9 @@ class TokenWorker(CopierClient):
         load_timeout_s: float,
         layerwise: bool,
         loader: RecordLoader | None = None,
+        replicated: bool = False,
     ) -> None:
-        """`loader`: for loads with records."""
+        """`loader`: for loads with records. `replicated`: as CopierClient's."""
         super().__init__(
             engine_id=engine_id,
             rank=rank,
@@ -69,6 +70,7 @@ class TokenWorker(CopierClient):
             slot_layout=pages.slot_layout(chunk_tokens),
             copy_threads=copy_threads,
             owner=pages.tensors,
+            replicated=replicated,
         )
         self.pages = pages
         self.chunk_tokens = chunk_tokens
@@ -129,7 +131,11 @@ class TokenWorker(CopierClient):
     def end_step(self, meta: TokenConnectorMetadata) -> None:
         """After the forward pass was launched."""
         self._finish_layer_loads()
-        self._deferred.extend(meta.stores)
+        if self.stores:
+            self._deferred.extend(meta.stores)
+        else:
+            for job in meta.stores:
+                self._report.ended[job.id] = JobReport(1, 0, 0.0, failed=False)
 
     def _finish_layer_loads(self) -> None:
         loads, self._layer_loads = self._layer_loads, []

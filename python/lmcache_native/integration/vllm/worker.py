@@ -45,7 +45,17 @@ class _Load:
 class NativeOffloadingWorker(compat.OffloadingWorker, CopierClient):  # type: ignore[misc]
     """One thread, the model runner's, calls everything."""
 
-    def __init__(self, kv_caches: Any, *, engine_id: str, rank: int, ranks: int, blocks_per_chunk: int, copy_threads: int) -> None:
+    def __init__(
+        self,
+        kv_caches: Any,
+        *,
+        engine_id: str,
+        rank: int,
+        ranks: int,
+        blocks_per_chunk: int,
+        copy_threads: int,
+        replicated: bool = False,
+    ) -> None:
         self.memories = PagedMemory.of_groups(kv_caches)
         self.tensors = [tensor.tensor for tensor in kv_caches.tensors]
         self.slot_layouts = [memory.slot_layout(blocks_per_chunk) for memory in self.memories]
@@ -62,6 +72,7 @@ class NativeOffloadingWorker(compat.OffloadingWorker, CopierClient):  # type: ig
             slot_layout=self.slot_layouts[largest],  # the arena is served, and registered, for the largest group's chunks
             copy_threads=copy_threads,
             owner=self.tensors,
+            replicated=replicated,
         )
         self._blocks_per_chunk = blocks_per_chunk
         self._loads: dict[int, _Load] = {}
@@ -84,6 +95,9 @@ class NativeOffloadingWorker(compat.OffloadingWorker, CopierClient):  # type: ig
     def submit_store(self, job_id: int, src_spec: Any, dst_spec: SlotLoadStoreSpec) -> bool:
         """vLLM lists the blocks that still exist. Of a group whose earlier blocks the engine gives up, the first chunk may have
         lost its first blocks: it is left out. So are all of a group when others are missing, since it cannot be told which."""
+        if not self.stores:
+            self._ended.append(compat.TransferResult(job_id=job_id, success=True))
+            return True
         parts = []
         per_chunk = self._blocks_per_chunk
         for group, blocks, first_block in _by_group(src_spec):
