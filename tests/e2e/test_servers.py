@@ -165,6 +165,7 @@ def test_tensor_parallel_with_chunks_of_two_blocks(tiny: Path, tmp_path: Path) -
         assert (by_source["host"], by_source["device"]) == (512 + 384, 512 + 128)
         assert "serving --kv-offloading-size" in running.log()
         assert running.log().count("attached:") == 2
+        assert "one copy" not in running.log()  # each rank has heads of its own
 
 
 def test_locked_directory_runs_without_nvme(tiny: Path, tmp_path: Path) -> None:

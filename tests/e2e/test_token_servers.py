@@ -235,4 +235,5 @@ def test_tensor_parallel(tiny: Path, tmp_path: Path) -> None:
         assert running.cached_tokens_by_source()["host"] == 672
         log = running.log()
         assert log.count("attached:") == 2
+        assert "one copy" not in log  # each rank has heads of its own
         assert len(re.findall(r"Stored 672 out of total 672 tokens", log)) == 1

@@ -15,7 +15,16 @@ from engine import Done, Engine, HeldCopier, Proxy, _replaced
 sys.path.insert(0, str(Path(__file__).parent / "small_blocks"))
 import lmcn_small_blocks
 
-ENGINE_OPTIONS = ("async_scheduling", "block_size", "enable_lora", "kv_cache_dtype", "max_model_len", "num_gpu_blocks_override")
+ENGINE_OPTIONS = (
+    "async_scheduling",
+    "attention_config",
+    "block_size",
+    "enable_lora",
+    "kv_cache_dtype",
+    "max_model_len",
+    "num_gpu_blocks_override",
+    "tensor_parallel_size",
+)
 
 
 class TokenEngine(Engine):

@@ -9,6 +9,7 @@ tiny-qwen3   3 layers, 4 heads x 64.
 tiny-llama   4 layers, 8 heads x 32.
 tiny-gemma3  6 layers, 4 heads x 64; two of three layers see the last 128 tokens.
 tiny-llama4  4 layers, 4 heads x 64, no experts; three layers see nothing before the latest multiple of 256 tokens.
+tiny-deepseek  2 layers of MLA, 4 heads, a latent of 512 + 64; no KV heads.
 """
 
 from __future__ import annotations
@@ -136,6 +137,21 @@ def make_tiny_llama4(out: Path) -> None:
     _save_random(Llama4ForCausalLM, Llama4TextConfig(**_RANDOM, **sizes, **heads, **dense, **layers), out)
 
 
+def make_tiny_deepseek(out: Path) -> None:
+    """Of the sizes that vLLM's MLA for the CPU is compiled for. Not as telling as the others: attention over a latent of 512 with
+    their weights turns a rounding into another answer."""
+    from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
+
+    _folder_with_tokenizer(out)
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "initializer_range": 0.05}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
+    latent = {"q_lora_rank": None, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 32, "v_head_dim": 32}
+    # No layer has experts, and vLLM reads a head of its own.
+    dense = {"first_k_dense_replace": 2, "n_routed_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 64}
+    config = DeepseekV2Config(**{**_RANDOM, "tie_word_embeddings": False}, **sizes, **heads, **latent, **dense)
+    _save_random(DeepseekV2ForCausalLM, config, out)
+
+
 # Name -> what fills its folder. Tests find it as LMCN_MODEL_NAME (tests/env/stages.sh).
 MAKERS = {
     "smollm2": make_smollm2,
@@ -143,6 +159,7 @@ MAKERS = {
     "tiny-llama": make_tiny_llama,
     "tiny-gemma3": make_tiny_gemma3,
     "tiny-llama4": make_tiny_llama4,
+    "tiny-deepseek": make_tiny_deepseek,
 }
 
 if __name__ == "__main__":

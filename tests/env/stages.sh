@@ -69,7 +69,7 @@ fuzz() {
 # Those of tests with vLLM (make_models.py); sets LMCN_MODEL_NAME of each.
 make_models() {
   local name path
-  for name in smollm2 tiny-qwen3 tiny-llama tiny-gemma3 tiny-llama4; do
+  for name in smollm2 tiny-qwen3 tiny-llama tiny-gemma3 tiny-llama4 tiny-deepseek; do
     path=$(tests/env/model.sh "$name")
     echo "$path"
     name=${name//-/_}

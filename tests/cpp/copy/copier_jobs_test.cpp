@@ -405,6 +405,48 @@ TEST_F(CopierJobs, ManyThreadsEachResultOnce) {
   for (std::size_t s = 0; s < kSlots; ++s) EXPECT_EQ(loads_done(arena_->image(s), 1), kJobsPerThread / 2);
 }
 
+TEST_F(CopierJobs, RanksThatShareAPartLoadItAndOnlyTheFirstStores) {
+  begin_slot(arena_->image(0), {}, {}, static_cast<std::uint64_t>(slot_.rank_bytes), 1, ArenaModel::generation(0));
+  PagedModel other(*backend_, case_, kNumBlocks);
+  other.fill(std::byte{0x5C});
+  other.upload();
+  const auto rank_of = [&](std::uint32_t rank, const PagedModel& pages) {
+    CopierOptions options;
+    options.rank = rank;
+    options.replicated = true;
+    return backend_->make(pages.layout(), slot_, arena_->base(), arena_->bytes(), options).value();
+  };
+  const auto ended = [](PagedCopier& copier, CopyJob job) {
+    const std::uint64_t ids[] = {job.id};
+    EXPECT_TRUE(copier.submit(std::move(job)).ok());
+    EXPECT_TRUE(copier.wait(ids, 60s).ok());
+    return copier.poll().at(0);
+  };
+  const auto first = rank_of(0, *paged_), last = rank_of(2, other);
+  EXPECT_EQ(ended(*first, job(1, CopyDirection::kGather, {0})).message, "");
+  EXPECT_EQ(rank_state(arena_->image(0), 0, ArenaModel::generation(0)), RankState::kOk);
+
+  const Status refused = last->submit(job(2, CopyDirection::kGather, {0}));
+  EXPECT_EQ(refused.code(), Code::kInvalidArgument);
+  EXPECT_NE(refused.message().find("rank 2 stores nothing"), std::string::npos) << refused.message();
+  EXPECT_EQ(rank_state(arena_->image(0), 2, ArenaModel::generation(0)), RankState::kEmpty);
+
+  EXPECT_EQ(ended(*last, job(3, CopyDirection::kScatter, {0})).message, "");
+  for (std::int64_t l = 0; l < case_.layers; ++l)
+    for (std::int64_t p = 0; p < case_.planes; ++p)
+      for (std::int64_t t = 0; t < 8; ++t)
+        for (std::int64_t h = 0; h < case_.heads; ++h)
+          for (std::int64_t d = 0; d < case_.head_dim; ++d)
+            for (std::int64_t b = 0; b < case_.element_bytes; ++b)
+              other.at(l, p, t / 4, t % 4, h, d, b) = paged_->at(l, p, t / 4, t % 4, h, d, b);
+  EXPECT_EQ(other.compare(), "");
+  EXPECT_EQ(loads_done(arena_->image(0), 2), 1u);
+  EXPECT_EQ(loads_done(arena_->image(0), 0), 0u);
+
+  const CopyDone of_parts = ended(*first, job(4, CopyDirection::kGather, {1}));
+  EXPECT_NE(of_parts.message.find("in 3 parts, expected one of"), std::string::npos) << of_parts.message;
+}
+
 TEST_F(CopierJobs, MakeRefusesWhatDoesNotFit) {
   const auto refused = [&](const PagedKvLayout& paged, const SlotLayout& slot, std::byte* arena, std::uint32_t rank) {
     CopierOptions options;

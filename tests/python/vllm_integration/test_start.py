@@ -116,38 +116,6 @@ def test_wrong_values_fail_in_the_front_end(
 # ---- support ------------------------------------------------------------------------------------------------------------
 
 
-def parallel(**changes: Any) -> SimpleNamespace:
-    fields: dict[str, Any] = {
-        "pipeline_parallel_size": 1,
-        "decode_context_parallel_size": 1,
-        "prefill_context_parallel_size": 1,
-        "nnodes": 1,
-        "distributed_executor_backend": "mp",
-        "world_size": 2,
-    }
-    return SimpleNamespace(**fields | changes)
-
-
-def test_supported_parallelism() -> None:
-    support.check_parallelism(parallel())
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size 2"),
-        ({"decode_context_parallel_size": 2}, "--decode-context-parallel-size 2"),
-        ({"prefill_context_parallel_size": 2}, "--prefill-context-parallel-size 2"),
-        ({"nnodes": 2}, "--nnodes 2"),
-        ({"distributed_executor_backend": "ray"}, "--distributed-executor-backend ray"),
-        ({"world_size": 65}, "65 ranks"),
-    ],
-)
-def test_unsupported_parallelism_is_refused_by_name(change: dict[str, Any], named: str) -> None:
-    with pytest.raises(Unsupported, match=named):
-        support.check_parallelism(parallel(**change))
-
-
 def test_the_users_number_of_engines_wins(with_plugin: Callable[[str], None], tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_plugin("1")
     monkeypatch.setenv("LMCACHE_DATA_PARALLEL_ENGINES", "8")

@@ -16,6 +16,8 @@ def is_replicated(vllm_config: Any, kv_cache_config: Any) -> bool:
     ranks = parallel.tensor_parallel_size
     return bool(
         ranks > 1
+        # Of a vLLM that does not count them: not known.
+        and getattr(kv_cache_config, "kv_tp_replicas", 1) == ranks
         and parallel.world_size == ranks
         and parallel.pipeline_parallel_size == 1
         and parallel.prefill_context_parallel_size == 1
@@ -23,8 +25,6 @@ def is_replicated(vllm_config: Any, kv_cache_config: Any) -> bool:
         and parallel.distributed_executor_backend == "mp"
         and parallel.nnodes_within_dp == 1
         and vllm_config.model_config.use_mla
-        # Of a vLLM that does not count them: not known.
-        and getattr(kv_cache_config, "kv_tp_replicas", 1) == ranks
         and all(
             type(spec) is compat.MLAAttentionSpec
             for group in kv_cache_config.kv_cache_groups
