@@ -26,6 +26,10 @@ class Stats : public StoreTest {
     }
   }
   StoreStats stats() const { return store->stats(); }
+  void SetUp() override {
+    StoreTest::SetUp();
+    options.admission = "always";  // also when writes wait, as on a busy machine
+  }
 };
 
 TEST_F(Stats, EveryChunkOfEachStageIsTimedOnce) {
