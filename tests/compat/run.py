@@ -138,7 +138,7 @@ def page(results: dict[str, Any]) -> str:
         torch=" and ".join(sorted({result["torch"] for result in results.values()})),
         python=" and ".join(sorted({result["python"] for result in results.values()})),
     )
-    text += f"| {newest()} | both | all | in `make test` | in `make test` | in `make test` |\n"
+    text += f"| {newest()} | both | all | | in `make test` | in `make test` |\n"
     for release in newest_first:
         result = results[release]
         interfaces = ", ".join(f"{count} {state}" for state, count in result["interfaces"].items())
