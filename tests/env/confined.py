@@ -44,17 +44,23 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
 
 def reachable(needed: list[Path]) -> None:
     """Lets anyone through to `needed` where a folder above is private (/root), in this mount namespace."""
-    for number, path in enumerate(needed):
+    hidden: dict[Path, list[Path]] = {}
+    for path in needed:
         closed = [above for above in reversed(path.parents) if not above.stat().st_mode & stat.S_IXOTH]
-        if not closed:
-            continue
-        child = closed[0] / path.relative_to(closed[0]).parts[0]
-        aside = Path(f"/run/aside{number}")
-        aside.mkdir()
-        mount(str(child), str(aside), flags=_MS_BIND | _MS_REC)
-        mount("tmpfs", str(closed[0]), "tmpfs", data="mode=755")
-        child.mkdir()
-        mount(str(aside), str(child), flags=_MS_MOVE)
+        if closed:
+            child = closed[0] / path.relative_to(closed[0]).parts[0]
+            hidden.setdefault(closed[0], [])
+            if child not in hidden[closed[0]]:
+                hidden[closed[0]].append(child)
+    for number, (folder, children) in enumerate(hidden.items()):
+        aside = [Path(f"/run/aside{number}-{index}") for index in range(len(children))]
+        for child, place in zip(children, aside, strict=True):
+            place.mkdir()
+            mount(str(child), str(place), flags=_MS_BIND | _MS_REC)
+        mount("tmpfs", str(folder), "tmpfs", data="mode=755")
+        for child, place in zip(children, aside, strict=True):
+            child.mkdir()
+            mount(str(place), str(child), flags=_MS_MOVE)
 
 
 def refuse_io_uring(error: int) -> None:
