@@ -11,11 +11,11 @@ unset PYTHONPATH PYTHONHOME
 # build_cpp PRESET [CMAKE ARGUMENTS...]
 build_cpp() {
   local toolkit kvikio
-  if [[ $1 =~ ^(gpu|cuda-on-cpu|cuda-on-cpu-tsan|cuda-coverage)$ ]]; then
+  if [[ $1 =~ ^(gpu|asan-all|cuda-on-cpu|cuda-on-cpu-tsan|cuda-coverage)$ ]]; then
     toolkit=$(cuda_toolkit)
     set -- "$@" "$toolkit"
   fi
-  if [[ $1 == gds-on-stub ]]; then
+  if [[ $1 == asan-all ]]; then
     kvikio=$(tests/env/gds.sh)
     set -- "$@" "-DLMCN_GDS_PYTHON=$kvikio/bin/python"
   fi
@@ -66,15 +66,35 @@ fuzz() {
   tests/fuzz/run.sh --seconds "$@"
 }
 
-# The same run each time: what fails it is the change. `make fuzz` explores.
-fuzz_ci() {
-  fuzz 60 --seed 1
+# What the stages to come install, while the first ones compile.
+environments() {
+  tests/env/cuda.sh
+  tests/env/gds.sh
+  tests/env/engine.sh
+  tests/env/model.sh smollm2
+  tests/env/model.sh tiny-qwen3
 }
 
+# The same run each time: what fails it is the change. `make fuzz` explores.
+fuzz_ci() {
+  fuzz 30 --seed 1
+}
+
+# build_wheel [ARGUMENTS of pip...]
 build_wheel() {
   rm -rf dist
-  .venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+  .venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist "$@" .
   ls -l dist
+}
+
+# With CUDA from the toolkit wheels, as it is given to users: the kernels for every architecture, warnings and spilled registers
+# being errors.
+build_cuda_wheel() {
+  local toolkit build=.build/cuda-wheel
+  toolkit=$(tests/env/cuda.sh)
+  CUDACXX=$(echo "$toolkit"/lib/python3*/site-packages/nvidia/cu*/bin/nvcc) LMCN_CUDA=ON build_wheel \
+    --config-settings=build-dir="$build" --config-settings=cmake.define.LMCN_CUDA_RESOURCES=ON
+  .venv/bin/python tests/cuda/kernel_resources.py "$build" --json "$build/kernels.json"
 }
 
 the_wheel() {
@@ -105,8 +125,9 @@ use_engine_site() {
   export PYTHONPATH=$site
 }
 
+# What it holds, and that it works where no driver is.
 check_wheel() {
-  .venv/bin/python tests/python/check_wheel.py --wheel "$(the_wheel)" --allow-missing
+  .venv/bin/python tests/python/check_wheel.py --wheel "$(the_wheel)" --allow-missing "$@"
 }
 
 test_python() {
@@ -123,19 +144,33 @@ prepare_engine() {
   "$engine/bin/python" -c 'import lmcache_native; print(lmcache_native.__file__)'
 }
 
-test_e2e() {
-  local engine
-  engine=$(tests/env/engine.sh)
+# For tests with vLLM: sets ENGINE, and what they read from the environment.
+engine_tests() {
+  ENGINE=$(tests/env/engine.sh)/bin/python
   LMCN_MODEL_SMOLLM2=$(tests/env/model.sh smollm2)
   LMCN_MODEL_TINY_QWEN3=$(tests/env/model.sh tiny-qwen3)
-  export LMCN_MODEL_SMOLLM2 LMCN_MODEL_TINY_QWEN3
-  use_engine_site "$engine/bin/python"
-  if [[ -f .build/gpu/tests/cuda/libcopier_c_on_cpu.so ]]; then
-    LMCN_GPU_PYTHON=$engine/bin/python gpu_check --on-cpu
-  fi
-  # Those tests of the package that need torch, which the tools environment lacks.
-  "$engine/bin/python" -m pytest tests/python/test_hashing.py tests/python/test_store.py --timeout 300 -q -rs
-  "$engine/bin/python" -m pytest tests/e2e tests/python/vllm_integration --timeout 900 -q -rs --durations 10
+  export LMCN_MODEL_SMOLLM2 LMCN_MODEL_TINY_QWEN3 PYTHONPATH=$REPO/.build/engine-site
+}
+
+# Tests that start servers beside those that hold an engine in their own process: each of them waits more than it works.
+test_e2e() {
+  local servers=() rest=() file log=.build/e2e-servers.log pid code=0
+  engine_tests
+  for file in tests/e2e/test_*.py; do
+    if grep -q 'VllmServer' "$file"; then servers+=("$file"); else rest+=("$file"); fi
+  done
+  # A command in the background ignores SIGINT, and so would what it starts.
+  setsid env --default-signal=INT "$ENGINE" -m pytest "${servers[@]}" -o cache_dir=.build/pytest-servers --timeout 900 -q -rs --durations 10 >"$log" 2>&1 &
+  pid=$!
+  # shellcheck disable=SC2064  # of now
+  trap "kill -INT -- -$pid 2>/dev/null || true" EXIT
+  # Two of the package's own need torch, which the tools environment lacks.
+  "$ENGINE" -m pytest "${rest[@]}" tests/python/vllm_integration tests/python/test_hashing.py tests/python/test_store.py \
+    --timeout 900 -q -rs --durations 10 || code=$?
+  wait "$pid" || code=$?
+  trap - EXIT
+  cat "$log"
+  return "$code"
 }
 
 sources() {
@@ -161,23 +196,16 @@ format() {
   .venv/bin/ruff format --exclude '*.md' .
 }
 
-# The CUDA sources by nvcc for every architecture, warnings and spilled registers being errors; then the steps of gpu-check with
-# programs on the fake runtime. No GPU is needed.
+# The programs of gpu-check by nvcc, and their twins on the fake runtime, which need no GPU. One architecture: the wheel has them all.
 cuda_build() {
-  build_cpp gpu
-  .venv/bin/python tests/cuda/kernel_resources.py .build/gpu --json .build/gpu/kernels.json
+  build_cpp gpu -DLMCN_CUDA_ARCHS=90-real
   test_cpp gpu-scripts
 }
 
-# The wheel with CUDA from the toolkit wheels, and what it does where no driver is.
-cuda_wheel() {
-  local toolkit nvcc folder=.build/cuda-wheel
-  toolkit=$(tests/env/cuda.sh)
-  nvcc=$(echo "$toolkit"/lib/python3*/site-packages/nvidia/cu*/bin/nvcc)
-  rm -rf "$folder"
-  CUDACXX=$nvcc LMCN_CUDA=ON .venv/bin/python -m pip wheel --quiet --no-deps --no-build-isolation \
-    --config-settings=build-dir=.build/cuda-wheel-build --wheel-dir "$folder" .
-  .venv/bin/python tests/python/check_wheel.py --cuda --allow-missing --wheel "$(echo "$folder"/lmcache_native-*.whl)"
+# Each step of gpu-check, on the fake runtime.
+gpu_check_on_cpu() {
+  engine_tests
+  LMCN_GPU_PYTHON=$ENGINE gpu_check --on-cpu
 }
 
 # gpu_check [--on-cpu]
