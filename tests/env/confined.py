@@ -2,7 +2,7 @@
 cannot be written, 64 MiB of /dev/shm, no /run/user, and no io_uring where asked. By the kernel's own means; needs root, and exits
 with 77 where it may not do it.
 
-    python confined.py --writable DIR [--io-uring EPERM] -- COMMAND [ARGUMENT...]
+    python confined.py --writable DIR [--io-uring EPERM] [--shm-mib 64] -- COMMAND [ARGUMENT...]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 UID = 54321  # nobody's
 MEMLOCK_BYTES = 8 << 20
-SHM_BYTES = 64 << 20
+SHM_MIB = 64  # docker's
 CANNOT = 77
 
 _CLONE_NEWNS = 0x20000
@@ -44,17 +44,23 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
 
 def reachable(needed: list[Path]) -> None:
     """Lets anyone through to `needed` where a folder above is private (/root), in this mount namespace."""
-    for number, path in enumerate(needed):
+    hidden: dict[Path, list[Path]] = {}
+    for path in needed:
         closed = [above for above in reversed(path.parents) if not above.stat().st_mode & stat.S_IXOTH]
-        if not closed:
-            continue
-        child = closed[0] / path.relative_to(closed[0]).parts[0]
-        aside = Path(f"/run/aside{number}")
-        aside.mkdir()
-        mount(str(child), str(aside), flags=_MS_BIND | _MS_REC)
-        mount("tmpfs", str(closed[0]), "tmpfs", data="mode=755")
-        child.mkdir()
-        mount(str(aside), str(child), flags=_MS_MOVE)
+        if closed:
+            child = closed[0] / path.relative_to(closed[0]).parts[0]
+            hidden.setdefault(closed[0], [])
+            if child not in hidden[closed[0]]:
+                hidden[closed[0]].append(child)
+    for number, (folder, children) in enumerate(hidden.items()):
+        aside = [Path(f"/run/aside{number}-{index}") for index in range(len(children))]
+        for child, place in zip(children, aside, strict=True):
+            place.mkdir()
+            mount(str(child), str(place), flags=_MS_BIND | _MS_REC)
+        mount("tmpfs", str(folder), "tmpfs", data="mode=755")
+        for child, place in zip(children, aside, strict=True):
+            child.mkdir()
+            mount(str(place), str(child), flags=_MS_MOVE)
 
 
 def refuse_io_uring(error: int) -> None:
@@ -73,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--writable", required=True, type=Path, help="a folder that stays writable, given to the user")
     parser.add_argument("--io-uring", default="", help="the error that io_uring's calls end with, EPERM or ENOSYS")
+    parser.add_argument("--shm-mib", type=int, default=SHM_MIB, help="size of /dev/shm")
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args()
     needed = [Path(sys.prefix), Path(sys.base_prefix), *map(Path, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
@@ -80,7 +87,7 @@ def main() -> None:
         check(_libc.unshare(_CLONE_NEWNS), "unshare")
         mount("", "/", flags=_MS_REC | _MS_PRIVATE)
         mount("tmpfs", "/run", "tmpfs", data="mode=755")
-        mount("tmpfs", "/dev/shm", "tmpfs", data=f"mode=1777,size={SHM_BYTES}")
+        mount("tmpfs", "/dev/shm", "tmpfs", data=f"mode=1777,size={arguments.shm_mib}m")
         reachable([path for path in needed if path.is_absolute() and path.exists()])
         for path in (Path("/tmp"), arguments.writable):
             mount(str(path), str(path), flags=_MS_BIND | _MS_REC)

@@ -25,10 +25,10 @@ inline constexpr std::uint32_t path_of(Extent extent) noexcept {
   return extent.region >> kPathShift;
 }
 
-/// Locks every path before it reads any: on kLocked nothing was read or written. Then opens each. One that cannot be read or written (kIoError) is left out, which notes() and lost_paths() say, while another
-/// can; any other error is returned, and so is the first path's when none could be opened. kInvalidArgument: more than kMaxPaths,
-/// two paths that are one. `options`, `engines`: one per path: a device that is silent fills its engine's queue, which must not be
-/// another path's.
+/// Locks every path before it reads any: on kLocked nothing was read or written. Then opens each. One that cannot be read or
+/// written (kIoError) is left out, which notes() and lost_paths() say, while another can; any other error is returned, and so is
+/// the first path's when none could be opened. kInvalidArgument: more than kMaxPaths, two paths that are one. `options`, `engines`:
+/// one per path: a device that is silent fills its engine's queue, which must not be another path's.
 Result<std::unique_ptr<RegionLog>> open_paths(std::span<const LogOptions> options, std::span<io::IoEngine* const> engines,
                                               LogClient& client);
 

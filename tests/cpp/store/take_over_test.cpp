@@ -36,6 +36,12 @@ class TakeOver : public StoreTest {
   void begin() {
     store = std::make_unique<StoreCore>(options);
     store->attach_slice = attach_slice;
+    store->wrap_engine = [this](std::unique_ptr<io::IoEngine> inner) {
+      auto wrapped = std::make_unique<io::FaultyEngine>(std::move(inner));
+      watched.push_back(wrapped.get());
+      return wrapped;
+    };
+    watched.clear();
     const Status started = store->start();
     ASSERT_TRUE(started.ok()) << started.to_string();
     ASSERT_EQ(store->stats().nvme_waiting, 1u);
@@ -61,7 +67,13 @@ class TakeOver : public StoreTest {
     }
     return all;
   }
+  std::uint64_t requests_to_disk() const {
+    std::uint64_t sum = 0;
+    for (const io::FaultyEngine* engine : watched) sum += engine->counts().requests;
+    return sum;
+  }
   std::unique_ptr<StoreCore> old;
+  std::vector<io::FaultyEngine*> watched;  // of begin()
   std::uint32_t attach_slice = 4096;
 };
 
@@ -138,6 +150,7 @@ TEST_F(TakeOver, NothingIsTouchedBeforeTheLockIsHeld) {
   ASSERT_TRUE(SeqPoints::wait_until_reached(kTry, 60s));
   SeqPoints::release(kTry);
   EXPECT_EQ(content(options.directories[0]), before);
+  EXPECT_EQ(requests_to_disk(), 0u);
   ASSERT_TRUE(store->close(10s).ok());
   EXPECT_EQ(content(options.directories[0]), before) << "closing while it waits writes nothing";
   owner.value().reset();
@@ -190,6 +203,7 @@ TEST_F(TakeOver, ClearedWhileItWaits) {
   EXPECT_EQ(get(101), "miss");
   EXPECT_EQ(get(103), "hit");
   flush();
+  EXPECT_EQ(store->stats().nvme_live_bytes, 2 * (kPayload + kPageBytes)) << "a crash now brings nothing back";
   reopen();
   EXPECT_EQ(store->stats().recovered_chunks, 2u);
 }
@@ -206,6 +220,7 @@ TEST_F(TakeOver, ClearedWhileRecordsComeIn) {
   ASSERT_TRUE(attached());
   EXPECT_EQ(store->stats().index_entries, 0u);
   for (int i = 0; i < 20; ++i) EXPECT_EQ(get(i), "miss") << i;
+  EXPECT_TRUE(becomes([&] { return store->stats().nvme_live_bytes == 0; })) << "a crash now brings nothing back";
   flush();
   reopen();
   EXPECT_EQ(store->stats().recovered_chunks, 0u);
@@ -284,6 +299,7 @@ TEST_F(TakeOver, AllPathsOrNone) {
     SeqPoints::step(kTry);
   }
   EXPECT_EQ(content(options.directories[0]), before);
+  EXPECT_EQ(requests_to_disk(), 0u) << "nor is it read";
   SeqPoints::release(kTry);
   second.value().reset();
   ASSERT_TRUE(attached());
