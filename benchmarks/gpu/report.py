@@ -1,9 +1,9 @@
 """What gpu_bench and torch_baseline.py measured, as docs/benchmarks/gpu-NAME.md and .json, with the targets judged.
 
-    report.py --bench FILE [--torch FILE] [--checks FILE] [--command TEXT] --out FOLDER [--name NAME]
+    report.py --bench FILE [--torch FILE] [--checks FILE] [--command TEXT] --out FOLDER [--name NAME] [--fake]
 
 Exit code 0: every target met. 1: one missed. 2: a measurement is missing. A figure is never filled in: what was not measured
-says so.
+says so. --fake: of programs on the fake runtime; no target is judged then, and the exit code is 2.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LONG_RUN_BYTES, LONG_SHARE = 32 << 10, 0.90
 SHORT_RUN_BYTES, SHORT_SHARE, MOST_CTAS = 4 << 10, 0.80, 12
 CHOICE_SHARE = 0.95
+NOT_MEASURED = "not measured"
+NO_GPU = "NOT OF A GPU: programs on the fake runtime, on the CPU; none of these figures says anything about a device"
 PLAIN = "plain cudaMemcpyAsync"
 CEILING_OF = {"gather": "device to host", "scatter": "host to device"}
 
@@ -200,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--command", default="make gpu-check")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name", help="default: the device's")
+    parser.add_argument("--fake", action="store_true", help="the programs ran on the fake runtime, on the CPU")
     chosen = parser.parse_args(arguments)
     lines = lines_of(chosen.bench)
     if not any(line["kind"] == "end" for line in lines):
@@ -209,16 +212,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines += lines_of(chosen.torch)
     facts = facts_of(lines, chosen.command)
     verdicts = judge(lines)
+    if chosen.fake:
+        verdicts = [Verdict(verdict.target, NOT_MEASURED, NO_GPU) for verdict in verdicts]
     if chosen.checks:
         for line in chosen.checks.read_text(encoding="utf-8").splitlines():
             state, _, name = line.partition("\t")
-            verdicts.insert(0, Verdict(name, {"passed": "met", "FAILED": "missed"}.get(state, "not measured"), state))
+            verdicts.insert(0, Verdict(name, {"passed": "met", "FAILED": "missed"}.get(state, NOT_MEASURED), state))
     name = chosen.name or re.sub(r"[^a-z0-9]+", "-", facts["device"].lower()).strip("-")
     chosen.out.mkdir(parents=True, exist_ok=True)
     target = chosen.out / f"gpu-{name}"
-    Path(f"{target}.md").write_text(markdown(facts, lines, verdicts), encoding="utf-8")
-    document = {"facts": facts, "verdicts": [asdict(v) for v in verdicts], "lines": lines}
+    warning = f"**{NO_GPU}**\n\n" if chosen.fake else ""
+    Path(f"{target}.md").write_text(warning + markdown(facts, lines, verdicts), encoding="utf-8")
+    document = {"fake": chosen.fake, "facts": facts, "verdicts": [asdict(v) for v in verdicts], "lines": lines}
     Path(f"{target}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if chosen.fake:
+        sys.stdout.write(f"===== {NO_GPU}\n")
     for verdict in verdicts:
         sys.stdout.write(f"{verdict.state:<12}  {verdict.target}: {verdict.why}\n")
     sys.stdout.write(f"{target}.md, .json\n")

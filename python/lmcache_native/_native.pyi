@@ -644,11 +644,19 @@ class PagedCopier:
     @staticmethod
     def cuda(arena: Store | ArenaAttachment, paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, device: int = 0, slot_bytes: int = 0, replicated: bool = False, owner: object = None) -> PagedCopier:
         """
-        Copier for paged memory on a CUDA device, ordered by events. How bytes move is measured once (see `details`), unless LMCN_COPY_PATH is
+        Copier for paged memory on a CUDA device, ordered by events. How bytes move is what prepare_cuda() found (see `details`), unless LMCN_COPY_PATH is
         memcpy, batch, kernel or staged. slot_bytes: of a slot image, if known: the arena is registered with CUDA in pieces that hold whole slots.
         replicated: as host()'s.
         CudaUnavailable when built without CUDA or without driver or device. InvalidArgument: `paged` is not memory of the device, or LMCN_COPY_PATH
         has another value.
+        """
+
+    @staticmethod
+    def prepare_cuda(paged: PagedKvLayout, slot: SlotLayout, *, device: int = 0, timeout_s: float = 0.05) -> bool:
+        """
+        Measures how bytes move the fastest, for a later cuda() with these layouts: beside everything else, on memory of its own; waits for it, without
+        the GIL, for at most timeout_s. Whether it has ended; if not, a copier begins with plain copies and takes what is found between two jobs.
+        Raises as cuda().
         """
 
     def submit(self, id: int, direction: Literal['store', 'load'] | CopyDirection, slot_offsets: lmcache_native._types.IntArray, generations: lmcache_native._types.IntArray, first_tokens: lmcache_native._types.IntArray | None, tokens: lmcache_native._types.IntArray, block_begin: lmcache_native._types.IntArray, block_ids: lmcache_native._types.IntArray, token_in_block: lmcache_native._types.IntArray | None = None, stream: int = 0, layer_by_layer: bool = False) -> None:
@@ -661,11 +669,14 @@ class PagedCopier:
         """
 
     def poll(self) -> list[CopyDone]:
-        """Jobs that ended since the last call, each exactly once."""
+        """
+        Jobs that ended since the last call, each exactly once. Unavailable, when there are none: a CUDA device answers nothing but errors, and
+        loads that it may still execute will never end.
+        """
 
     def wait(self, ids: lmcache_native._types.IntArray, timeout_s: float = 30.0) -> None:
         """
-        Waits, without the GIL, until none of the jobs is under way; results still come through poll(). DeadlineExceeded.
+        Waits, without the GIL, until none of the jobs is under way; results still come through poll(). DeadlineExceeded. Unavailable: as poll().
         """
 
     def wait_layers(self, id: int, layers: int, timeout_s: float = 30.0, stream: int = 0) -> None:

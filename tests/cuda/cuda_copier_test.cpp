@@ -379,12 +379,12 @@ TEST_F(SilentDevice, CountsAsLostAndAStoreFailsWithoutAWord) {
   EXPECT_EQ(state(1), RankState::kFailed) << "nothing was issued";
   EXPECT_EQ(fake_cuda::state().copies_done, 0);
   fake_cuda::reset();
+  gate.open();  // the fake's streams end only when all is done
   const int registrations = fake_cuda::state().live_registrations;
   copier_.reset();
   EXPECT_EQ(fake_cuda::state().live_registrations, registrations) << "memory under a copy stays registered";
   case_.options.arena_owner.reset();
   EXPECT_GT(owner_.use_count(), 1) << "and attached";
-  gate.open();
 }
 
 TEST_F(SilentDevice, CountsAsLostAndALoadIsNeverReported) {
@@ -401,10 +401,10 @@ TEST_F(SilentDevice, CountsAsLostAndALoadIsNeverReported) {
   EXPECT_EQ(copier_->lost().message(), waited.message());
   EXPECT_EQ(copier_->submit(engine_job(2, CopyDirection::kGather, {1})).message(), waited.message());
   fake_cuda::reset();
+  gate.open();
   copier_.reset();
   case_.options.arena_owner.reset();
   EXPECT_GT(owner_.use_count(), 1);
-  gate.open();
 }
 
 TEST_F(SilentDevice, OneThatAnswersInTimeIsNotLost) {

@@ -9,7 +9,7 @@ source tests/env/common.sh
 
 suffix="" small=() out=docs/benchmarks label=gpu as=()
 if [[ ${1:-} == --on-cpu ]]; then
-  suffix=_on_cpu small=(--small) out=.build/gpu/report label=unit as=(--name fake)
+  suffix=_on_cpu small=(--small) out=.build/gpu/report label=unit as=(--name fake --fake)
 elif ! { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; } && ! compgen -G '/dev/nvidia[0-9]*' >/dev/null \
   && [[ ! -e /dev/dxg ]]; then
   die "no GPU: nothing proven (no nvidia-smi that lists one, no /dev/nvidia0, no /dev/dxg)"
@@ -82,5 +82,5 @@ if step "measuring" "$build/benchmarks/gpu/gpu_bench$suffix" --out "$measured/be
 fi
 printf '\n'
 cat "$checks"
-printf 'gpu-check: %s in %d s\n' "$( ((failed == 0)) && echo passed || echo "NOT PASSED, $failed steps or targets")" "$SECONDS"
+printf 'gpu-check%s: %s in %d s\n' "${suffix:+ on the fake runtime (no GPU)}" "$( ((failed == 0)) && echo passed || echo "NOT PASSED, $failed steps or targets")" "$SECONDS"
 exit $((failed > 0))

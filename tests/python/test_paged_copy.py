@@ -267,6 +267,8 @@ def test_cuda_says_why_it_is_unavailable(store: native.Store) -> None:
     pages, paged = opaque_pages()
     with pytest.raises(native.CudaUnavailable) as raised:
         native.PagedCopier.cuda(store, paged, native.SlotLayout.make(paged, 1), owner=pages)
+    with pytest.raises(native.CudaUnavailable):
+        native.PagedCopier.prepare_cuda(paged, native.SlotLayout.make(paged, 1))
     assert isinstance(raised.value, native.Unavailable)
     assert raised.value.code == "unavailable"
     assert "CUDA" in str(raised.value) or "cuda" in str(raised.value)

@@ -11,6 +11,7 @@ import pytest
 from vllm.v1.kv_offload.base import GPULoadStoreSpec
 from world import HIT, MISS, PENDING, World, caches
 
+from lmcache_native import PagedKvLayout, SlotLayout
 from lmcache_native.errors import Unsupported
 from lmcache_native.integration.vllm import copier_client
 from lmcache_native.integration.vllm.layout import PagedMemory
@@ -144,6 +145,25 @@ def test_no_scheduler_to_attach_to(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lonely.take_failed_serials() == {5}
     assert [job.load for job in lonely.take_not_started()] == [True, False]
     assert waits == [0.01]
+
+
+def test_what_cannot_be_measured_when_memory_is_registered_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(copier_client.logger, "warning", lambda text, *values: warnings.append(text % values))
+    paged = PagedKvLayout.opaque([1 << 20], 4, 4096, 4096)
+    copier_client.CopierClient(
+        engine_id="nobody",
+        rank=3,
+        ranks=4,
+        device_type="cuda",
+        device_index=1 << 20,
+        paged_layout=lambda: paged,
+        slot_layout=SlotLayout.make(paged, 1),
+        copy_threads=1,
+        owner=None,
+    )
+    assert len(warnings) == 1
+    assert warnings[0].startswith("rank 3: copies were not measured: ")
 
 
 def test_layers_on_different_devices_are_refused() -> None:

@@ -61,9 +61,14 @@ class CopierClient:
         if self._device_type != "cuda":
             return
         try:
-            PagedCopier.prepare_cuda(self._paged_layout(), self.slot_layout, device=self._device_index, timeout_s=PREPARE_TIMEOUT_S)
+            for paged, slot in self._layouts():
+                PagedCopier.prepare_cuda(paged, slot, device=self._device_index, timeout_s=PREPARE_TIMEOUT_S)
         except LmcacheNativeError as error:
             logger.warning("rank %d: copies were not measured: %s", self._rank, error)
+
+    def _layouts(self) -> Sequence[tuple[PagedKvLayout, SlotLayout]]:
+        """Of all that is copied."""
+        return [(self._paged_layout(), self.slot_layout)]
 
     def attached(self) -> Any:
         """The copier; at the first job, attaches to the scheduler's arena. Unavailable while that fails, quickly after the first

@@ -83,13 +83,11 @@ class NativeOffloadingWorker(compat.OffloadingWorker, CopierClient):  # type: ig
         self._not_started: list[NotStarted] = []
         self._copies: list[tuple[str, int, float]] = []
 
+    def _layouts(self) -> list[tuple[PagedKvLayout, SlotLayout]]:
+        return [(memory.paged_layout(), slot) for memory, slot in zip(self.memories, self.slot_layouts, strict=True)]
+
     def _make_copier(self, arena: ArenaAttachment) -> GroupCopier:
-        return GroupCopier(
-            [
-                self._paged_copier(arena, memory.paged_layout(), slot)
-                for memory, slot in zip(self.memories, self.slot_layouts, strict=True)
-            ]
-        )
+        return GroupCopier([self._paged_copier(arena, paged, slot) for paged, slot in self._layouts()])
 
     # ---- vLLM's interface ---------------------------------------------------------------------------------------------
 
