@@ -266,6 +266,7 @@ Result<GdsProbe> probe_gds(const GdsProbeOptions& options) {
     return Status();
   }));
 
+  if (probe.mode != "gds" && !options.measure_without_gds) return probe;
   Prober prober(**stage, options.in_flight, pieces);
   Result<double> written = prober.host_write(**host);
   if (!written.ok()) return written.status();
