@@ -180,6 +180,7 @@ TEST_F(Fallback, ADriveThatHangsLeavesLanesToTheOthers) {
   fake_gds().hang_path = hung.items[0].path;
   set(Fault::kHang);
   ASSERT_TRUE(loader->submit(hung).ok());
+  for (int hanging = 0; hanging < 2; hanging = fake_gds().hanging) fake_gds().hanging.wait(hanging);
   expect_all(job, 0);
   EXPECT_TRUE(load(job).ok);
   EXPECT_EQ(fake_gds().hanging, 2);
