@@ -145,12 +145,14 @@ std::string load_plugin(const std::string& path) {
   return plugin->kvikio;
 }
 
-nb::dict probe(const std::string& directory, const std::string& plugin, int device, std::uint64_t bytes, unsigned in_flight) {
+nb::dict probe(const std::string& directory, const std::string& plugin, int device, std::uint64_t bytes, unsigned in_flight,
+               bool measure_without_gds) {
   GdsProbeOptions options;
   options.directory = directory;
   options.device = device;
   options.bytes = bytes;
   options.in_flight = in_flight;
+  options.measure_without_gds = measure_without_gds;
   const GdsProbe found = [&] {
     nb::gil_scoped_release release;
     if (!plugin.empty()) options.plugin = take(load_gds_plugin(plugin));
@@ -177,12 +179,13 @@ void init_device_load(nb::module_& module) {
       "before (libkvikio.load_library()). Unavailable says what is missing. lmcache_native.gds does both.");
   module.def(
       "probe_gds", probe, nb::arg("directory"), nb::kw_only(), nb::arg("plugin") = "", nb::arg("device") = -1,
-      nb::arg("bytes") = std::uint64_t{256} << 20, nb::arg("in_flight") = 8u,
+      nb::arg("bytes") = std::uint64_t{256} << 20, nb::arg("in_flight") = 8u, nb::arg("measure_without_gds") = true,
       nb::sig("def probe_gds(directory: str, *, plugin: str = '', device: int = -1, bytes: int = 268435456, "
-              "in_flight: int = 8) -> dict[str, str | float | bool]"),
+              "in_flight: int = 8, measure_without_gds: bool = True) -> dict[str, str | float | bool]"),
       "Writes and reads a private scratch file in `directory`, which is removed, by O_DIRECT and, with `plugin`, by kvikio: mode\n"
       "(gds, compat, none), reason, gds_read, gds_write, host_read, host_write (10^9 bytes per second; 0: not measured), use_gds\n"
-      "(whether GDS is real and reads faster). IoError: the directory cannot hold the file.");
+      "(whether GDS is real and reads faster). measure_without_gds=False: nothing is written where GDS is not real. IoError: the\n"
+      "directory cannot hold the file.");
   nb::class_<LoaderObject>(module, "DeviceLoader",
                            "Brings records of the NVMe log into an engine's paged memory without a slot: file, staging memory, "
                            "verified there, pages.\n"

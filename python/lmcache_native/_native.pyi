@@ -391,6 +391,11 @@ class Request:
         not, which has been looked up too (HIT when all are). Cheap when repeated: 16,000 hits take about 0.1 ms.
         """
 
+    def lookup_tiers(self, keys: lmcache_native._types.Keys) -> tuple[int, int]:
+        """
+        The same for who reads records itself (Store.locate): a key on NVMe alone is a hit as well, and not pinned. Of a request with promote=False.
+        """
+
     def count_sources(self, keys: lmcache_native._types.Keys) -> tuple[int, int]:
         """How many of the keys' last HITs came from (host memory, NVMe)."""
 
@@ -743,11 +748,12 @@ def load_gds_plugin(path: str) -> str:
     before (libkvikio.load_library()). Unavailable says what is missing. lmcache_native.gds does both.
     """
 
-def probe_gds(directory: str, *, plugin: str = '', device: int = -1, bytes: int = 268435456, in_flight: int = 8) -> dict[str, str | float | bool]:
+def probe_gds(directory: str, *, plugin: str = '', device: int = -1, bytes: int = 268435456, in_flight: int = 8, measure_without_gds: bool = True) -> dict[str, str | float | bool]:
     """
     Writes and reads a private scratch file in `directory`, which is removed, by O_DIRECT and, with `plugin`, by kvikio: mode
     (gds, compat, none), reason, gds_read, gds_write, host_read, host_write (10^9 bytes per second; 0: not measured), use_gds
-    (whether GDS is real and reads faster). IoError: the directory cannot hold the file.
+    (whether GDS is real and reads faster). measure_without_gds=False: nothing is written where GDS is not real. IoError: the
+    directory cannot hold the file.
     """
 
 class DeviceLoader:
@@ -758,17 +764,18 @@ class DeviceLoader:
     """
 
     @staticmethod
-    def host(paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, rank_count: int = 1, buffer_bytes: int = 268435456, in_flight: int = 8, owner: object = None) -> DeviceLoader:
+    def host(paged: PagedKvLayout, slot: SlotLayout, *, rank: int = 0, rank_count: int = 1, buffer_bytes: int = 268435456, in_flight: int = 8, files: int = 1, owner: object = None) -> DeviceLoader:
         """
-        For paged memory that this process can address. buffer_bytes: staging memory. in_flight: records read at once. owner: any object
+        For paged memory that this process can address. buffer_bytes: staging memory. in_flight: records read at once. files: how many
+        files records lie in; each has its share of the reads at once, so that one on a silent drive holds up no other. owner: any object
         to keep alive with the loader (the tensors behind `paged`).
         """
 
     @staticmethod
-    def cuda(paged: PagedKvLayout, slot: SlotLayout, *, device: int = 0, plugin: str = '', rank: int = 0, rank_count: int = 1, buffer_bytes: int = 268435456, in_flight: int = 8, allow_compat: bool = False, owner: object = None) -> DeviceLoader:
+    def cuda(paged: PagedKvLayout, slot: SlotLayout, *, device: int = 0, plugin: str = '', rank: int = 0, rank_count: int = 1, buffer_bytes: int = 268435456, in_flight: int = 8, files: int = 1, allow_compat: bool = False, owner: object = None) -> DeviceLoader:
         """
         For paged memory on a CUDA device. plugin: path of liblmcn_gds.so, for GPUDirect Storage; else through host memory. allow_compat: whether kvikio
-        without GDS will do. Unavailable: no CUDA, or no GDS.
+        without GDS will do. Unavailable: no CUDA, or no GDS. ResourceExhausted: no memory for staging on the device.
         """
 
     def submit(self, id: int, files: list[str], file_indexes: lmcache_native._types.IntArray, offsets: lmcache_native._types.IntArray, image_bytes: lmcache_native._types.IntArray, keys: lmcache_native._types.Keys, namespace: bytes, region_sequences: lmcache_native._types.IntArray, first_tokens: lmcache_native._types.IntArray, tokens: lmcache_native._types.IntArray, block_begin: lmcache_native._types.IntArray, block_ids: lmcache_native._types.IntArray, token_in_block: lmcache_native._types.IntArray, stream: int = 0, timeout_s: float = 30.0) -> None:
@@ -797,7 +804,19 @@ class DeviceLoader:
 
     @property
     def name(self) -> str:
-        """What reads the files now: 'gds', 'gds-compat' or 'host'."""
+        """
+        Of all paths, the one furthest from GDS: 'gds', 'gds-compat' or 'host'; 'none' while nothing was read and it is not known.
+        """
+
+    @property
+    def paths(self) -> dict[str, tuple[str, str]]:
+        """
+        What last read each file: (name as above, how that is known or why it is not GDS), by path. As cuFile says for the file.
+        """
+
+    @property
+    def gds_given_up(self) -> bool:
+        """It reads through host memory now, though it was made to do better."""
 
 def inspect_store(path: str, namespaces: bool = False) -> dict[str, Any]:
     """

@@ -60,18 +60,31 @@ def load_plugin(path: str | None = None) -> str:
 
 
 def probe(
-    directory: str, *, device: int = -1, plugin: str | None = None, file_bytes: int = 256 << 20, in_flight: int = 8
+    directory: str,
+    *,
+    device: int = -1,
+    plugin: str | None = None,
+    file_bytes: int = 256 << 20,
+    in_flight: int = 8,
+    measure_without_gds: bool = True,
 ) -> GdsProbe:
     """Writes and reads a scratch file of `file_bytes` in `directory` both ways; without the plugin only through host memory, and
-    `reason` then says what is missing. `device`: the CUDA device, -1 for host memory. IoError: the directory cannot hold the
-    file."""
+    `reason` then says what is missing. `device`: the CUDA device, -1 for host memory. With `measure_without_gds` false nothing is
+    written where GDS is not real. IoError: the directory cannot hold the file."""
     missing = ""
     path = ""
     try:
         path = load_plugin(plugin)
     except Unavailable as error:
         missing = str(error)
-    found = _native.probe_gds(directory, plugin=path, device=device, bytes=file_bytes, in_flight=in_flight)
+    found = _native.probe_gds(
+        directory,
+        plugin=path,
+        device=device,
+        bytes=file_bytes,
+        in_flight=in_flight,
+        measure_without_gds=measure_without_gds,
+    )
     return GdsProbe(
         mode=str(found["mode"]),
         reason=missing or str(found["reason"]),

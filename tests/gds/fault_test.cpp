@@ -180,6 +180,7 @@ TEST_F(Fallback, ADriveThatHangsLeavesLanesToTheOthers) {
   fake_gds().hang_path = hung.items[0].path;
   set(Fault::kHang);
   ASSERT_TRUE(loader->submit(hung).ok());
+  for (int hanging = 0; hanging < 2; hanging = fake_gds().hanging) fake_gds().hanging.wait(hanging);
   expect_all(job, 0);
   EXPECT_TRUE(load(job).ok);
   EXPECT_EQ(fake_gds().hanging, 2);
@@ -328,7 +329,24 @@ TEST_F(Probe, WhatReadsOtherBytesThanWereWrittenIsNotUsed) {
     EXPECT_GT(probe->host_read, 0);
     EXPECT_FALSE(probe->use_gds());
     expect_no_scratch();
+    EXPECT_EQ(write_late() > 0, fault == Fault::kRead);  // under AddressSanitizer: not into memory that was given back
+    end_late();
   }
+}
+
+TEST_F(Probe, WritesNothingWithoutGdsWhereThatIsAsked) {
+  probing.plugin = &kFakeGds;
+  probing.measure_without_gds = false;
+  int calls = 0;
+  fake_gds().on_call = [&] { ++calls; };
+  const Result<GdsProbe> probe = probe_gds(probing);
+  ASSERT_TRUE(probe.ok()) << probe.status().to_string();
+  EXPECT_EQ(probe->mode, "compat");
+  EXPECT_NE(probe->reason.find("no CUDA device"), std::string::npos);
+  EXPECT_EQ(probe->host_write, 0);
+  EXPECT_EQ(probe->gds_write, 0);
+  EXPECT_EQ(calls, 2) << "make and open";
+  expect_no_scratch();
 }
 
 TEST_F(Probe, WheneverTheProcessDiesNoScratchFileIsLeft) {

@@ -119,6 +119,7 @@ struct GdsProbeOptions {
   int device = -1;                        // as in DeviceLoaderOptions
   std::uint64_t bytes = 256ull << 20;     // of the scratch file; rounded down to pieces of 2 MiB, at least one
   unsigned in_flight = 8;
+  bool measure_without_gds = true;  // false: where GDS is not real nothing is written and nothing measured
 };
 
 /// Rates in 10^9 bytes per second; 0: not measured. Every byte read was compared with what was written.
@@ -132,8 +133,8 @@ struct GdsProbe {
   bool use_gds() const noexcept { return mode == "gds" && gds_read > 1.1 * host_read; }
 };
 
-/// Writes and reads both ways; takes as long as 6 x bytes do. kIoError: the directory cannot hold the scratch file or gave back
-/// other bytes than were written. That GDS is missing is a result, not an error.
+/// Writes `bytes` twice and reads them four times; takes as long as that does. kIoError: the directory cannot hold the scratch file
+/// or gave back other bytes than were written. That GDS is missing is a result, not an error.
 Result<GdsProbe> probe_gds(const GdsProbeOptions& options);
 
 }  // namespace lmcn

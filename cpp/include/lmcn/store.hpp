@@ -206,6 +206,9 @@ class Request {
   /// The leading keys that are hits now, each looked up and pinned as by lookup(key), with the memo: 16,000 memoised hits cost
   /// about 0.1 ms. Stops at the first that is no hit; that one has been looked up too, so its promotion has started.
   virtual PrefixPresence lookup_prefix(std::span<const ChunkKey> keys) = 0;
+  /// The same for who reads records itself (TieredStore::locate): a key on NVMe alone is a hit as well, not pinned and no miss; one
+  /// lock for all. REQUIRES: RequestOptions::promote is false.
+  virtual PrefixPresence lookup_tiers(std::span<const ChunkKey> keys) = 0;
   /// Starts promotion of all leading keys within the budget; returns the length of that prefix (what may become a hit).
   virtual std::uint32_t prefetch(std::span<const ChunkKey> keys) = 0;
   /// Tier that the last kHit of `key` came from in this request (kNvme after a promotion).

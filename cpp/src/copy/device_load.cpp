@@ -27,6 +27,7 @@
 #include "copy/copy_geometry.hpp"
 #include "copy/device_load_files.hpp"
 #include "copy/device_load_queue.hpp"
+#include "copy/device_load_record.hpp"
 #include "copy/device_load_stage.hpp"
 #include "copy/job_board.hpp"
 #include "memory/slot_image.hpp"
@@ -40,52 +41,12 @@ constexpr unsigned kMaxLanes = 64;  // more I/Os in flight are known to hang in 
 
 using JobPtr = std::shared_ptr<LoadJob>;
 
-/// Which bytes of a payload one rank needs: whole segments, so that they can be verified.
-struct RankSegments {
-  std::uint32_t first = 0, count = 0, segment_bytes = 0;
-  std::uint64_t begin = 0, bytes = 0;  // in the payload
-  std::uint64_t padded_bytes = 0;      // to a multiple of 4096, as a record is
-  std::uint64_t rank_part = 0;         // from `begin`
-
-  RankSegments(std::uint64_t rank_bytes, std::uint32_t rank, std::uint32_t rank_count) {
-    const std::uint64_t payload = rank_bytes * rank_count, from = rank_bytes * rank, to = from + rank_bytes;
-    segment_bytes = segment_bytes_for(payload);
-    first = static_cast<std::uint32_t>(from / segment_bytes);
-    count = static_cast<std::uint32_t>((to + segment_bytes - 1) / segment_bytes) - first;
-    begin = std::uint64_t{first} * segment_bytes;
-    bytes = std::min(begin + std::uint64_t{count} * segment_bytes, payload) - begin;
-    padded_bytes = (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
-    rank_part = from - begin;
-  }
-};
-
 /// How reading an item ended.
 struct ReadOutcome {
   Status status;
   bool lost = false;                               // GdsResult::lost, of `file`
   std::shared_ptr<const LoadFile> file = nullptr;  // where it got lost
 };
-
-struct HeaderPage {
-  alignas(kPageBytes) std::byte bytes[kPageBytes];
-};
-
-Status check_record(const std::byte* page, const DeviceLoadItem& item, std::uint32_t rank_count, std::uint64_t payload_bytes) {
-  LMCN_RETURN_IF_ERROR(check_header(page, item.image_bytes));
-  const SlotHeader& header = *slot_header(page);
-  if (header.key != item.key || header.ns != item.ns || header.region_sequence != item.region_sequence) {
-    return {Code::kCorruption, "another record lies at byte " + std::to_string(item.offset) + " (key " + header.key.to_hex() +
-                                   ", namespace " + header.ns.to_hex() + ", region sequence " +
-                                   std::to_string(header.region_sequence) + "), expected key " + item.key.to_hex() +
-                                   ", namespace " + item.ns.to_hex() + ", sequence " + std::to_string(item.region_sequence)};
-  }
-  if (header.rank_count != rank_count || header.payload_bytes != payload_bytes) {
-    return {Code::kCorruption, "payload of " + std::to_string(header.payload_bytes) + " bytes for " +
-                                   std::to_string(header.rank_count) + " ranks, expected " + std::to_string(payload_bytes) +
-                                   " bytes for " + std::to_string(rank_count)};
-  }
-  return {};
-}
 
 class Loader final : public DeviceLoader {
  public:
@@ -99,7 +60,6 @@ class Loader final : public DeviceLoader {
         stage_(std::move(stage)),
         lane_count_(lanes),
         with_gds_(gds != nullptr),
-        queue_(std::max(1u, lanes / std::max(1u, options.files))),
         spare_free_(spare),
         gds_gone_(!with_gds_),
         files_(std::make_shared<LoadFiles>(std::move(gds))) {}
@@ -276,6 +236,8 @@ class Loader final : public DeviceLoader {
     progress_.notify_all();
   }
 
+  unsigned reads_per_file() const { return std::max(1u, working_ / std::max(1u, options_.files)); }
+
   /// A lane gives up for `why`.
   void lane_ended(const std::string& what, const Status& why) {
     if (--working_ > 0) return leave_all_to_spare(why);
@@ -346,7 +308,7 @@ class Loader final : public DeviceLoader {
   Status serve(DeviceStageLane& lane, HeaderPage& page, bool on_spare, std::unique_lock<std::mutex>& lock) {
     for (;;) {
       QueuedItem next;
-      work_.wait(lock, [&] { return stop_ || queue_.take(on_spare && !gds_gone_, next); });
+      work_.wait(lock, [&] { return stop_ || queue_.take(on_spare && !gds_gone_, reads_per_file(), next); });
       if (stop_) return {};
       const JobPtr& job = next.job;
       const std::size_t item = next.index;

@@ -203,6 +203,10 @@ GdsSide choose_gds(const GdsProbeOptions& options, DeviceStage& stage, const Loa
     probe.reason = "the plugin is not loaded";
     return {};
   }
+  if (const Status status = check_lost(); !status.ok()) {
+    probe.reason = status.message();
+    return {};
+  }
   if (options.device < 0) {
     probe.reason = "no CUDA device: GPUDirect Storage reads into device memory only";
   } else {
@@ -246,7 +250,6 @@ Result<GdsProbe> probe_gds(const GdsProbeOptions& options) {
   if (options.in_flight < 1 || options.in_flight > 64) {
     return Status(Code::kInvalidArgument, "in_flight is " + std::to_string(options.in_flight) + ", must be in 1..64");
   }
-  if (options.plugin != nullptr) LMCN_RETURN_IF_ERROR(check_lost());
   const std::uint64_t pieces = std::max<std::uint64_t>(1, options.bytes / kPieceBytes);
   Result<std::unique_ptr<DeviceStage>> stage = make_stage(nullptr, nullptr, {kPieceBytes, options.in_flight}, options.device);
   if (!stage.ok()) return stage.status();
@@ -266,6 +269,7 @@ Result<GdsProbe> probe_gds(const GdsProbeOptions& options) {
     return Status();
   }));
 
+  if (probe.mode != "gds" && !options.measure_without_gds) return probe;
   Prober prober(**stage, options.in_flight, pieces);
   Result<double> written = prober.host_write(**host);
   if (!written.ok()) return written.status();

@@ -42,30 +42,39 @@ struct QueuedItem {
   const DeviceLoadItem& item() const { return job->load.items[index]; }
 };
 
-/// Items that wait, by file. Not thread-safe. A file has at most `reads_per_file` reads under way, so that a drive which does not
-/// answer holds so many lanes and no more; an item that is read once more is not held back.
+/// Items that wait, by file. Not thread-safe.
 class LoadQueue {
  public:
-  explicit LoadQueue(unsigned reads_per_file) : reads_per_file_(reads_per_file) {}
-
   void push(const std::shared_ptr<LoadJob>& job) {
     for (std::size_t i = 0; i < job->load.items.size(); ++i) files_[job->load.items[i].path].waiting.push_back({job, i, {}});
   }
   void push_again(QueuedItem item) { again_.push_back(std::move(item)); }
 
-  /// An item that is still queued, of the file with the fewest reads under way (among equals, of that which waited longest); it is
-  /// under way until ended(). false: none.
-  bool take(bool only_again, QueuedItem& out) {
-    drop_ended(again_);
-    if (!again_.empty()) return start(again_, files_[again_.front().item().path], out);
+  /// An item that is still queued, one that is read again before others; of the file with the fewest reads under way, among equals
+  /// of that which waited longest. It is under way until ended(). No file has more than `reads_per_file` of them, so that a drive
+  /// which does not answer holds so many lanes and no more. false: none.
+  bool take(bool only_again, unsigned reads_per_file, QueuedItem& out) {
+    std::erase_if(again_, [](const QueuedItem& item) { return !waits(item); });
+    for (auto item = again_.begin(); item != again_.end(); ++item) {
+      File& file = files_[item->item().path];
+      if (file.reading >= reads_per_file) continue;
+      out = std::move(*item);
+      again_.erase(item);
+      start(file);
+      return true;
+    }
     if (only_again) return false;
     File* next = nullptr;
     for (auto& [path, file] : files_) {
-      drop_ended(file.waiting);
-      if (file.waiting.empty() || file.reading >= reads_per_file_) continue;
+      while (!file.waiting.empty() && !waits(file.waiting.front())) file.waiting.pop_front();
+      if (file.waiting.empty() || file.reading >= reads_per_file) continue;
       if (next == nullptr || std::pair(file.reading, file.taken) < std::pair(next->reading, next->taken)) next = &file;
     }
-    return next != nullptr && start(next->waiting, *next, out);
+    if (next == nullptr) return false;
+    out = std::move(next->waiting.front());
+    next->waiting.pop_front();
+    start(*next);
+    return true;
   }
 
   void ended(const QueuedItem& item) {
@@ -85,18 +94,12 @@ class LoadQueue {
     std::uint64_t taken = 0;  // when last, counted in items
   };
 
-  static void drop_ended(std::deque<QueuedItem>& items) {
-    while (!items.empty() && items.front().job->states[items.front().index] != ItemState::kQueued) items.pop_front();
-  }
-  bool start(std::deque<QueuedItem>& items, File& file, QueuedItem& out) {
-    out = std::move(items.front());
-    items.pop_front();
+  static bool waits(const QueuedItem& item) { return item.job->states[item.index] == ItemState::kQueued; }
+  void start(File& file) {
     ++file.reading;
     file.taken = ++taken_;
-    return true;
   }
 
-  const unsigned reads_per_file_;
   std::uint64_t taken_ = 0;
   std::map<std::string, File> files_;
   std::deque<QueuedItem> again_;

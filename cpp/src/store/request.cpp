@@ -123,6 +123,35 @@ PrefixPresence RequestImpl::lookup_prefix(std::span<const ChunkKey> keys) {
   return found;
 }
 
+PrefixPresence RequestImpl::lookup_tiers(std::span<const ChunkKey> keys) {
+  PrefixPresence found;
+  if (core_.inherited()) return {.hits = 0, .next = Presence::kMiss};
+  note_use();
+  std::lock_guard lock(core_.mu);  // the keeper drops pins under it, too
+  for (const ChunkKey& key : keys) {
+    Item& item = locate(key);
+    const bool first = item.version == 0 || item.last != Presence::kMiss;
+    if (!remembered(item)) {
+      item.last = ended_ || core_.closed ? Presence::kMiss : look(item);
+      item.version = core_.version.load(std::memory_order_relaxed);
+    }
+    found.next = item.last == Presence::kMiss && on_nvme(item) ? Presence::kHit : item.last;
+    if (found.next == Presence::kMiss && first) ++core_.counters.misses;
+    if (found.next != Presence::kHit) break;
+    ++found.hits;
+  }
+  core_.lookups.fetch_add(found.hits + (found.next != Presence::kHit ? 1 : 0), std::memory_order_relaxed);
+  last_lookup_ns_.store(coarse_now_ns());
+  return found;
+}
+
+// mu held.
+bool RequestImpl::on_nvme(const Item& item) const {
+  if (ended_ || core_.closed || !core_.log) return false;
+  const EntryId id = core_.index.find(item.key);
+  return id != kNoEntry && core_.on_nvme(core_.index.entry(id));
+}
+
 Presence RequestImpl::answer_slow(Item& item) {
   if (core_.inherited()) return Presence::kMiss;
   bool wake_promoter = false;

@@ -21,6 +21,7 @@ class RequestImpl final : public Request {
   Presence lookup(std::span<const std::byte> engine_key) override;
   Presence lookup(const ChunkKey& key) override;
   PrefixPresence lookup_prefix(std::span<const ChunkKey> keys) override;
+  PrefixPresence lookup_tiers(std::span<const ChunkKey> keys) override;
   std::uint32_t prefetch(std::span<const ChunkKey> keys) override;
   Tier source(std::span<const std::byte> engine_key) override;
   Tier source(const ChunkKey& key) override;
@@ -58,6 +59,7 @@ class RequestImpl final : public Request {
   bool remembered(const Item& item) const noexcept;
   Presence answer_slow(Item& item);
   Presence look(Item& item);
+  bool on_nvme(const Item& item) const;
   bool check_passed(Item& item);
   bool may_pin(std::uint64_t bytes, bool promotion) const noexcept;
   bool take_pin(Item& item, SlotId slot, bool promotion);

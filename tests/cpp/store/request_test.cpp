@@ -219,6 +219,33 @@ TEST_F(RequestTest, APrefixLookupStartsOnePromotionAndNoMore) {
   EXPECT_EQ(sources({}), Count(0, 0));
 }
 
+TEST_F(RequestTest, ALookupOfBothTiersPinsWhatIsInHostMemoryAndPromotesNothing) {
+  on_nvme(4);
+  put_all(10, 12);
+  auto request = store->begin_request(ns, {.promote = false});
+  const auto look = [&](const std::vector<ChunkKey>& of) {
+    const PrefixPresence found = request->lookup_tiers(of);
+    return std::pair(found.hits, found.next);
+  };
+  using Found = std::pair<std::uint32_t, Presence>;
+  const std::uint64_t misses = store->stats().misses, lookups = store->stats().lookups;
+  const std::vector<ChunkKey> mixed = {key(0), key(10), key(1), key(2), key(11), key(3)};
+  for (int round = 0; round < 2; ++round) {
+    EXPECT_EQ(look(mixed), Found(6, Presence::kHit));
+    EXPECT_EQ(store->stats().host_pinned_slots, 2u);
+  }
+  EXPECT_EQ(store->stats().misses, misses) << "what is on NVMe is none";
+  EXPECT_EQ(store->stats().lookups, lookups + 12);
+  EXPECT_EQ(store->stats().promoted_chunks, 0u);
+  EXPECT_EQ(request->lookup(key(0)), Presence::kMiss) << "by itself it is not to be had";
+  for (int round = 0; round < 2; ++round) EXPECT_EQ(look({key(3), key(99), key(2)}), Found(1, Presence::kMiss));
+  EXPECT_EQ(store->stats().misses, misses + 1);
+  store->erase(key(1));
+  EXPECT_EQ(look(mixed), Found(2, Presence::kMiss));
+  request->end();
+  EXPECT_EQ(look(mixed), Found(0, Presence::kMiss));
+}
+
 // A scan that outlasts the time to live keeps its pins until it ends: the keeper reads and drops them without a lock in common.
 TEST_F(RequestTest, AScanIsNotIdleHoweverLongItTakes) {
   open();

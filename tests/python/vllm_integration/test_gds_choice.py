@@ -11,7 +11,7 @@ import pytest
 
 from lmcache_native import gds as probes
 from lmcache_native.config import GIB, NativeConfig
-from lmcache_native.errors import Unavailable
+from lmcache_native.errors import ResourceExhausted, Unavailable
 from lmcache_native.integration.vllm import gds
 
 pytestmark = pytest.mark.unit
@@ -31,7 +31,7 @@ def config(tmp_path: Path, **more: Any) -> NativeConfig:
 def test_one_probe_for_all_workers(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = gds.probe_once(tmp_path / "kv", -1, config(tmp_path))
     assert first.mode == "none"
-    assert first.host_read > 0
+    assert (first.host_read, first.host_write) == (0, 0), "without GDS nothing is written"
     assert list((tmp_path / "kv").iterdir()) == []
     with monkeypatch.context() as patch:
         patch.setattr(probes, "probe", lambda *_, **__: pytest.fail("probed again"))
@@ -41,6 +41,80 @@ def test_one_probe_for_all_workers(tmp_path: Path, cache: Path, monkeypatch: pyt
     again = gds.probe_once(tmp_path / "kv", -1, config(tmp_path))
     assert again.mode == "none"
     assert kept.read_text() != "[]"
+
+
+def test_a_verdict_that_cost_writes_outlives_a_restart_until_its_grounds_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed: list[str] = []
+    found = probes.GdsProbe("gds", "PCI P2PDMA", 10.0, 5.0, 8.0, 5.0, use_gds=True)
+
+    def probe(directory: str, **_: Any) -> probes.GdsProbe:
+        probed.append(directory)
+        return found
+
+    def ask() -> int:
+        assert gds.probe_once(tmp_path / "kv", -1, config(tmp_path)) == found
+        return len(probed)
+
+    monkeypatch.setattr(probes, "probe", probe)
+    assert (ask(), ask()) == (1, 1)
+    monkeypatch.setattr(gds, "machine_id", lambda: "another boot")
+    assert ask() == 1
+    monkeypatch.setenv("CUFILE_ALLOW_COMPAT_MODE", "true")
+    assert (ask(), ask()) == (2, 2)
+    driver = tmp_path / "cufile.json"
+    driver.write_text("{}")
+    monkeypatch.setenv("CUFILE_ENV_PATH_JSON", str(driver))
+    assert (ask(), ask()) == (3, 3)
+    driver.write_text('{"properties": {"use_pci_p2pdma": true}}')
+    assert (ask(), ask()) == (4, 4)
+    found = probes.GdsProbe("none", "no nvidia-fs", 0, 0, 0, 0, use_gds=False)
+    driver.write_text("{ }")
+    assert (ask(), ask()) == (5, 5)
+    monkeypatch.setattr(gds, "machine_id", lambda: "a third boot")
+    assert (ask(), ask()) == (6, 6), "cheap to find out: asked anew after each boot"
+
+
+@pytest.mark.parametrize(
+    ("free", "utilization", "fixed", "words"),
+    [
+        (8 << 30, 0.9, None, ""),
+        (8 << 30, 0.998, None, "gpu_memory_utilization=0.998 leaves room for 163 MiB"),
+        (100 << 20, 0.9, None, "gpu_memory_utilization=0.9 leaves room for 100 MiB"),
+        (8 << 30, 1.0, 70 << 30, ""),
+        (100 << 20, 0.5, 70 << 30, "kv_cache_memory_bytes leaves room for 100 MiB"),
+    ],
+)
+def test_staging_comes_from_what_vllm_leaves(free: int, utilization: float, fixed: int | None, words: str) -> None:
+    cache = SimpleNamespace(gpu_memory_utilization=utilization, kv_cache_memory_bytes=fixed)
+    if not words:
+        gds.check_room(256 << 20, cache, free, 80 << 30)
+        return
+    with pytest.raises(ResourceExhausted, match=f"gds_buffer_size is 256 MiB, {words} of device memory"):
+        gds.check_room(256 << 20, cache, free, 80 << 30)
+
+
+@pytest.mark.parametrize("use_gds", ["auto", "on"])
+def test_without_room_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_gds: str) -> None:
+    monkeypatch.setattr(probes, "load_plugin", lambda: "plugin")
+    monkeypatch.setattr(gds, "memory_of", lambda device: (100 << 20, 80 << 30))
+    vllm_config = SimpleNamespace(
+        parallel_config=SimpleNamespace(rank=0, world_size=1, data_parallel_index=0),
+        cache_config=SimpleNamespace(gpu_memory_utilization=0.9, kv_cache_memory_bytes=None),
+    )
+    found: Any = None
+
+    def choose() -> object:
+        return gds.record_loader(
+            config(tmp_path, use_gds=use_gds), vllm_config, found, found, device_type="cuda", device=0, owner=None
+        )
+
+    if use_gds == "auto":
+        assert choose() is None
+    else:
+        with pytest.raises(Unavailable, match=r"use_gds=on: .*100 MiB.*lower gds_buffer_size or vLLM's gpu_memory_utilization"):
+            choose()
 
 
 def test_probe_of_a_drive_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

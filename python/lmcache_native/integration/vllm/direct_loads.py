@@ -25,18 +25,6 @@ class Placed:
     records: Records | None = None
 
 
-def leading_hits(store: Store, lookup: Request, keys: Any) -> tuple[int, int]:
-    """How many leading keys are in host memory, and pinned now, or on NVMe; and the Presence of the next. `lookup` must start
-    no promotions."""
-    hits = 0
-    while True:
-        in_host, following = lookup.lookup_prefix(keys[hits:])
-        hits += in_host
-        if following != Presence.MISS or hits == len(keys) or store.lookup(keys[hits : hits + 1]).nvme == 0:
-            return hits, following
-        hits += 1
-
-
 def place(store: Store, lookup: Request, wanted: Placed, namespace: bytes) -> Placed:
     """`wanted`, divided by tier. NotFound: a chunk is in neither any more."""
     in_host = [lookup.lookup_key(key) == Presence.HIT for key in wanted.keys]

@@ -10,12 +10,13 @@ import os
 import shutil
 import threading
 import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from lmcache_native import DeviceLoader, PagedKvLayout, SlotLayout, gds
 from lmcache_native.config import NativeConfig, engine_directories
-from lmcache_native.errors import LmcacheNativeError, Unavailable
+from lmcache_native.errors import LmcacheNativeError, ResourceExhausted, Unavailable
 from lmcache_native.integration.vllm.layout import machine_id
 from lmcache_native.integration.vllm.record_loader import RecordLoader
 from lmcache_native.logging import get_logger
@@ -51,6 +52,7 @@ def record_loader(
     directories = engine_directories(config, parallel.data_parallel_index)
     try:
         plugin = gds.load_plugin()
+        check_room(config.gds_buffer_bytes, vllm_config.cache_config, *memory_of(device))
         for directory in directories:
             choice = gds.judge(config.use_gds, str(directory.parent), probe_once(directory.parent, device, config))
             logger.info("loads from %s: %s", directory.parent, choice.why)
@@ -68,7 +70,10 @@ def record_loader(
             files=len(directories),
             owner=owner,
         )
-    except (LmcacheNativeError, OSError) as error:
+    except (LmcacheNativeError, OSError) as found:
+        error: Exception = found
+        if isinstance(found, ResourceExhausted):
+            error = ResourceExhausted(f"{found}; lower gds_buffer_size or vLLM's gpu_memory_utilization")
         if config.use_gds == "on":
             raise Unavailable(f"use_gds=on: {error}") from error
         logger.info("loads from NVMe go through host memory: %s", error)
@@ -76,16 +81,41 @@ def record_loader(
     return RecordLoader(loader, directories)
 
 
+def memory_of(device: int) -> tuple[int, int]:
+    """Free and total bytes of a CUDA device."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    return free, total
+
+
+def check_room(staging_bytes: int, cache_config: Any, free_bytes: int, total_bytes: int) -> None:
+    """vLLM has sized its cache before any connector exists in a worker, and captures graphs afterwards: staging memory comes from
+    what vLLM's share of the device leaves to others, and must be free. ResourceExhausted."""
+    room, share = free_bytes, "kv_cache_memory_bytes"
+    if not cache_config.kv_cache_memory_bytes:
+        utilization = cache_config.gpu_memory_utilization
+        room = min(room, int(total_bytes * (1 - utilization)))
+        share = f"gpu_memory_utilization={utilization:g}"
+    if staging_bytes > room:
+        raise ResourceExhausted(
+            f"gds_buffer_size is {staging_bytes >> 20} MiB, {share} leaves room for {room >> 20} MiB of device memory "
+            f"({free_bytes >> 20} of {total_bytes >> 20} MiB are free)"
+        )
+
+
 def probe_once(directory: Path, device: int, config: NativeConfig) -> gds.GdsProbe:
-    """One probe of a directory for all workers, until the machine is started anew: they must agree, and it writes to the drive.
-    Kept in the user's cache folder. Unavailable: no room for it, or no answer in time."""
+    """One probe of a directory for all workers, which must agree, and for later starts: it writes to the drive. Kept in the user's
+    cache folder for as long as everything that decides it stays; that there is no GDS, which costs no writes to find out, until the
+    machine is started anew. Unavailable: no room for it, or no answer in time."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmcache-native" / "gds"
     except RuntimeError as error:  # a user without a home, as in containers
         raise Unavailable("no cache folder: neither XDG_CACHE_HOME nor HOME is set") from error
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    name = hashlib.sha256(f"{machine_id()} {directory} {directory.stat().st_dev}".encode()).hexdigest()[:32]
+    ground = grounds(directory, device)
+    name = hashlib.sha256(f"{ground['machine']} {directory}".encode()).hexdigest()[:32]
     until = time.monotonic() + 2 * PROBE_TIMEOUT_S
     with (cache / f"{name}.lock").open("w") as lock:
         while not _locked(lock.fileno()):
@@ -93,14 +123,64 @@ def probe_once(directory: Path, device: int, config: NativeConfig) -> gds.GdsPro
                 raise Unavailable(f"{directory}: another worker's probe does not end")
             time.sleep(0.05)
         kept = cache / f"{name}.json"
-        try:
-            return gds.GdsProbe(**json.loads(kept.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):  # none yet, or not one of ours
+        found = _kept(kept, ground)
+        if found is None:
             found = _probe(directory, device, config)
-        written = cache / f"{name}.tmp"
-        written.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
-        written.replace(kept)
+            written = cache / f"{name}.tmp"
+            verdict = {"grounds": ground, "boot": machine_id(), "probe": dataclasses.asdict(found)}
+            written.write_text(json.dumps(verdict), encoding="utf-8")
+            written.replace(kept)
         return found
+
+
+def _kept(file: Path, ground: dict[str, str]) -> gds.GdsProbe | None:
+    try:
+        verdict = json.loads(file.read_text(encoding="utf-8"))
+        found = gds.GdsProbe(**verdict["probe"])
+        valid = verdict["grounds"] == ground and (found.mode == "gds" or verdict["boot"] == machine_id())
+    except (OSError, ValueError, TypeError, KeyError):  # none yet, or not one of ours
+        return None
+    return found if valid else None
+
+
+def grounds(directory: Path, device: int) -> dict[str, str]:
+    """What decides a probe: machine, file system, GPU, drivers, cuFile's configuration, and what reads."""
+    system = os.statvfs(directory)
+    environment = {name: value for name, value in sorted(os.environ.items()) if name.startswith(("CUFILE_", "KVIKIO_"))}
+    return {
+        "machine": _text("/etc/machine-id") or machine_id(),
+        "file system": f"{directory.stat().st_dev} {system.f_fsid} {system.f_blocks}",
+        "device": _device_name(device),
+        "kernel": os.uname().release,
+        "driver": _text("/proc/driver/nvidia/version"),
+        "nvidia-fs": _text("/proc/driver/nvidia-fs/version") or _text("/sys/module/nvidia_fs/version"),
+        "cufile.json": _text(os.environ.get("CUFILE_ENV_PATH_JSON") or "/etc/cufile.json"),
+        "environment": json.dumps(environment),
+        "version": gds_version(),
+    }
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _device_name(device: int) -> str:
+    if device < 0:
+        return "host memory"
+    import torch
+
+    return str(torch.cuda.get_device_name(device))
+
+
+def gds_version() -> str:
+    """Of this package and of kvikio."""
+    try:
+        return f"{version('lmcache-native')} {version('libkvikio-cu13')}"
+    except PackageNotFoundError:
+        return ""
 
 
 def _locked(fd: int) -> bool:
@@ -119,7 +199,7 @@ def _probe(directory: Path, device: int, config: NativeConfig) -> gds.GdsProbe:
 
     def run() -> None:
         try:
-            result.append(gds.probe(str(directory), device=device, file_bytes=PROBE_BYTES))
+            result.append(gds.probe(str(directory), device=device, file_bytes=PROBE_BYTES, measure_without_gds=False))
         except (LmcacheNativeError, OSError) as error:
             result.append(error)
 

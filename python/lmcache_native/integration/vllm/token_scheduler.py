@@ -194,7 +194,8 @@ class TokenScheduler:
 
     def _leading_hits(self, state: RequestState, keys: Any) -> tuple[int, int]:
         lookup = self._begin_lookup(state)
-        return direct_loads.leading_hits(self.store, lookup, keys) if self._direct_loads else lookup.lookup_prefix(keys)
+        found: tuple[int, int] = lookup.lookup_tiers(keys) if self._direct_loads else lookup.lookup_prefix(keys)
+        return found
 
     def _another_loads(self, key: bytes, state: RequestState) -> bool:
         other = self._loading.get(key)
