@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lmcache_native import ArenaAttachment, CopyDirection
+from lmcache_native import ArenaAttachment, CopyDirection, PagedKvLayout, SlotLayout
 from lmcache_native.errors import LmcacheNativeError, Unavailable
 from lmcache_native.integration.vllm import compat
 from lmcache_native.integration.vllm.copier_client import CopierClient
