@@ -250,6 +250,16 @@ def scheduled_blocks(block_state: Any, request_id: str) -> Any:
     return block_state.block_ids[request_id]  # before 0.30
 
 
+def requests_may_fail() -> bool:
+    """Whether a connector can name requests whose loads failed, not blocks alone: since 0.30."""
+    return hasattr(__getattr__("KVConnectorBase_V1"), "get_transfer_results")
+
+
+def tells_sources() -> bool:
+    """Whether OffloadingConnector says from which tier a hit comes: since 0.32. Before, all count as host memory's."""
+    return hasattr(__getattr__("OffloadingConnector"), "get_external_cache_hit_sources")
+
+
 def none_hash_seed(algorithm: str) -> str:
     """The seed of the first block's hash. REQUIRES: a collision-resistant algorithm (others are seeded at random)."""
     hash_function = __getattr__("get_hash_fn_by_name")(algorithm)

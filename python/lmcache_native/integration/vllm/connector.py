@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmcache_native.config import check_machine, resolve
+from lmcache_native.errors import Unsupported
 from lmcache_native.integration.vllm import compat, layout, namespace, spec, stats, support
 from lmcache_native.integration.vllm.manager import ChunkGroup, NativeOffloadingManager
 from lmcache_native.integration.vllm.opening import StoreOpening
@@ -71,6 +72,11 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
         self._groups = support.offloaded_groups(kv_cache_config)
         support.check_zeroing(kv_cache_config, vllm_config)
         self._windowed = [any(map(support.is_windowed, compat.uniform_specs(group.kv_cache_spec))) for group in self._groups]
+        if not self._blocks_fail_alone and not compat.requests_may_fail():
+            raise Unsupported(
+                f"vLLM {compat.vllm_version()} cannot be told which requests failed to load, which several KV cache groups and "
+                "windows need: use vLLM 0.30 or later with this model"
+            )
         block_tokens = [int(group.kv_cache_spec.block_size) for group in self._groups]
         blocks = support.blocks_per_chunk(self._config.chunk_tokens, block_tokens, extra)
         if blocks is not None and "block_size" not in extra:
@@ -235,8 +241,9 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
         status = self.connector_scheduler._req_status.get(request.request_id)
         if asked is None or status is None:
             return
-        sources = self.get_external_cache_hit_sources(request, num_external_tokens) if num_external_tokens else {}
-        nvme = sources.get(compat.CacheHitSource.DISK, 0)
+        nvme = 0
+        if num_external_tokens and compat.tells_sources():
+            nvme = self.get_external_cache_hit_sources(request, num_external_tokens).get(compat.CacheHitSource.DISK, 0)
         prompt = request.num_tokens
         context = status.req_context
         self._manager.admitted(request.request_id, prompt, asked.computed_tokens, num_external_tokens, nvme, context)

@@ -88,6 +88,7 @@ SHAPES = {
     "CanonicalKVCacheRef": Shape(_O, fields="tensor_idx page_size_bytes"),
     "CanonicalKVCaches": Shape(_O, fields="tensors group_data_refs"),
     "CanonicalKVCacheTensor": Shape(_O, fields="tensor"),
+    "ChunkedLocalAttentionSpec": Shape(_O, fields="attention_chunk_size block_size"),
     "current_platform": Shape(calls=("is_cuda()",)),
     "FullAttentionSpec": Shape(fields="block_size head_size head_size_v kv_quant_mode non_causal num_kv_heads"),
     "get_hash_fn_by_name": Shape(_O, calls=("(_)",)),
@@ -236,6 +237,7 @@ SHAPES = {
         fields="kv_cache_block_copies kv_connector_block_state num_scheduled_tokens preempted_req_ids "
         "scheduled_cached_reqs scheduled_new_reqs",
     ),
+    "SlidingWindowSpec": Shape(_O, fields="block_size extra_retained_tokens sliding_window"),
     "SpeculativeConfig": Shape(fields="draft_model_config method"),
     "SupportsHMA": Shape(_T, overrides=("request_finished_all_groups(request, block_ids)",)),
     "TierFilter": Shape(_O, calls=("allows(_, _)",)),
