@@ -299,16 +299,15 @@ TEST_F(KernelLaunch, WhatADrainedStreamHeldIsFreeAndNothingElse) {
   const cudaStream_t other = fake_cuda::create_stream(kKernelDevice);
   std::byte* const parts[] = {part()};
   const std::uint32_t items[] = {0};
-  {
-    Gate gate(other, kKernelDevice);
-    ASSERT_TRUE(launch(job_of(1)).ok());
-    ASSERT_TRUE(kernel_->launch(job_of(1), CopyDirection::kGather, items, parts, 0, 1, other, 4).ok());
-    fake_cuda::synchronize(stream_, kKernelDevice);
-    fake_cuda::fail_all("cudaEventQuery", cudaErrorMemoryAllocation);
-    EXPECT_FALSE(launch(job_of(1)).ok());
-    kernel_->drained(stream_);
-    EXPECT_FALSE(launch(job_of(1)).ok()) << "the other stream's plan may still be read";
-  }
+  Gate gate(other, kKernelDevice);
+  ASSERT_TRUE(launch(job_of(1)).ok());
+  ASSERT_TRUE(kernel_->launch(job_of(1), CopyDirection::kGather, items, parts, 0, 1, other, 4).ok());
+  fake_cuda::synchronize(stream_, kKernelDevice);
+  fake_cuda::fail_all("cudaEventQuery", cudaErrorMemoryAllocation);
+  EXPECT_FALSE(launch(job_of(1)).ok());
+  kernel_->drained(stream_);
+  EXPECT_FALSE(launch(job_of(1)).ok()) << "the other stream's plan may still be read";
+  gate.open();
   fake_cuda::synchronize(other, kKernelDevice);
   kernel_->drained(other);
   EXPECT_TRUE(launch(job_of(1)).ok()) << "there is nothing to ask";
