@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import lmcache_native as native
+from lmcache_native import gds
 from lmcache_native.cli import doctor, machine_facts, main
 from lmcache_native.cli.machine_facts import Fact, Roots
 from lmcache_native.config import Profile
@@ -61,9 +62,9 @@ def test_here_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert not [fact for fact in told["facts"] if fact["found"] in ("failed", "no answer")]
     names = {fact["name"] for fact in told["facts"]}
     assert names >= {
-        "driver", "devices", "CUDA of the build", "kvikio", "cuFile", "storage to GPU", "file system", "O_DIRECT", "io_uring",
-        "huge pages of shared memory", "reserved huge pages", "locked memory limit", "NUMA nodes", "/dev/shm", "cgroup limit",
-        "vllm", "sglang", "lmcache", "max_local_cpu_size",
+        "driver", "devices", "CUDA of the build", "kvikio", "cuFile", "storage to GPU", "direct loads", "file system",
+        "O_DIRECT", "io_uring", "huge pages of shared memory", "reserved huge pages", "locked memory limit", "NUMA nodes",
+        "/dev/shm", "cgroup limit", "vllm", "sglang", "lmcache", "max_local_cpu_size",
     }  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
@@ -198,6 +199,30 @@ def test_cufile_where_the_loader_is_told_to_look(roots: Roots, tmp_path: Path) -
     put(tmp_path / "lib/libcufile.so.0", "")
     facts = machine_facts.gpu_direct_storage(roots, {"LD_LIBRARY_PATH": str(tmp_path / "lib")})
     assert one(facts, "cuFile").found == str(tmp_path / "lib/libcufile.so.0")
+
+
+def direct(profile: Profile = Profile.LMCACHE, **keys: str) -> Fact:
+    given = {f"LMCACHE_{key.upper()}": value for key, value in keys.items()}
+    _facts, found = machine_facts.configuration(given, profile)
+    assert found is not None
+    return one(machine_facts.direct_loads(found.config, profile), "direct loads")
+
+
+def test_why_there_are_no_direct_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = {"local_disk": str(tmp_path), "max_local_disk_size": "1"}
+    assert (direct().found, direct().used) == ("off", "no path on NVMe (local_disk)")
+    assert direct(**disk, use_gds="off").used == "use_gds=off"
+    assert "use_layerwise" in direct(**disk, use_layerwise="true").used
+    assert "this connector" in direct(Profile.OFFLOADING, max_local_cpu_size="1").used
+    monkeypatch.setattr(native, "cuda_status", lambda: {"devices": 0})
+    assert (direct(**disk).used, direct(**disk).change) == ("no CUDA device", "")
+    assert "no engine starts here: no CUDA device" in direct(**disk, use_gds="on").change
+
+    monkeypatch.setattr(native, "cuda_status", lambda: {"devices": 1})
+    monkeypatch.setattr(gds, "PLUGIN", "no-such-plugin.so")
+    assert "no-such-plugin.so is not there" in direct(**disk).used
+    monkeypatch.setattr(gds, "load_plugin", lambda: "plugin")
+    assert (direct(**disk).found, direct(**disk).change) == ("possible", "")
 
 
 # ---- storage ------------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def add_to(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     roots = Roots()
     configuration, found = ask_configuration(Profile(arguments.connector), TIMEOUT_S)
-    facts = ask(probes(roots, arguments.path, found), TIMEOUT_S) + configuration
+    facts = ask(probes(roots, arguments.path, found, Profile(arguments.connector)), TIMEOUT_S) + configuration
     changes = [fact for fact in facts if fact.change]
     if arguments.json:
         print_json(
@@ -81,7 +81,7 @@ def ask_configuration(profile: Profile, timeout_s: float) -> tuple[list[Fact], E
     return facts, evaluated[0] if evaluated else None
 
 
-def probes(roots: Roots, paths: Sequence[str], found: Evaluation | None) -> list[Probe]:
+def probes(roots: Roots, paths: Sequence[str], found: Evaluation | None, profile: Profile = Profile.LMCACHE) -> list[Probe]:
     """All questions, in the order of the table."""
     config = found.config if found else None
     places = [Path(path) for path in paths] or list(config.directories if config else ()) or [machine_facts.temporary_path()]
@@ -91,6 +91,7 @@ def probes(roots: Roots, paths: Sequence[str], found: Evaluation | None) -> list
         ("gpu", "devices", lambda: machine_facts.gpu_devices(roots)),
         ("gpu", "CUDA of the build", machine_facts.cuda_build),
         ("gpu", "storage to GPU", lambda: machine_facts.gpu_direct_storage(roots, os.environ)),
+        ("gpu", "direct loads", lambda: machine_facts.direct_loads(config, profile)),
     ]
     for place in places:
         asked.append((f"path {place}", "file system", lambda p=place: machine_facts.store_path(p, roots, allow_network)))  # type: ignore[misc]

@@ -25,9 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lmcache_native as native
+from lmcache_native import gds
 from lmcache_native._native import io_engine_note
 from lmcache_native.cli.stores import size
-from lmcache_native.config import Profile, check_machine, memory_limit_bytes
+from lmcache_native.config import NativeConfig, Profile, check_machine, memory_limit_bytes
 from lmcache_native.config.merge import Evaluation, evaluate
 from lmcache_native.errors import LmcacheNativeError
 
@@ -136,6 +137,43 @@ def gpu_direct_storage(roots: Roots, environ: Mapping[str, str]) -> list[Fact]:
             path, why = "compat", f"nvidia-fs {NOT_FOUND}, {option}, RMForceStaticBar1 {NOT_FOUND if not driver else 'set'}"
     facts.append(Fact("gpu", "storage to GPU", path, why))
     return facts
+
+
+def direct_loads(config: NativeConfig | None, profile: Profile) -> list[Fact]:
+    """Whether an engine started here would load from NVMe past host memory, as far as it can be told without one."""
+    if config is None:
+        return []
+    why = _no_direct_loads(config, profile)
+    if not why:
+        probed = "its workers probe each path first: python -m lmcache_native.gds"
+        return [Fact("gpu", "direct loads", "possible", f"use_gds={config.use_gds}; {probed}")]
+    # The other connector never asks; what asks and cannot raises.
+    stops = config.use_gds == "on" and profile is Profile.LMCACHE and config.directories and not _host_by_choice(config)
+    return [Fact("gpu", "direct loads", "off", why, f"use_gds=on, and no engine starts here: {why}" if stops else "")]
+
+
+def _host_by_choice(config: NativeConfig) -> str:
+    if config.use_gds == "off":
+        return "use_gds=off"
+    if config.layerwise:
+        return "loads layer by layer (use_layerwise) go through host memory"
+    return "" if config.retrieve_nvme else "retrieve_locations leaves NVMe out"
+
+
+def _no_direct_loads(config: NativeConfig, profile: Profile) -> str:
+    if profile is not Profile.LMCACHE:
+        return "this connector loads through host memory"
+    if not config.directories:
+        return "no path on NVMe (local_disk)"
+    if chosen := _host_by_choice(config):
+        return chosen
+    if int(native.cuda_status()["devices"]) == 0:
+        return "no CUDA device"
+    try:
+        gds.load_plugin()
+    except LmcacheNativeError as error:
+        return str(error)
+    return ""
 
 
 def _cufile(environ: Mapping[str, str]) -> str:
