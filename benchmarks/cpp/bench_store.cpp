@@ -1,7 +1,10 @@
 // Control-plane costs of a store: lookups as vLLM's scheduler does them (key by key, the same prefix again and again), batch
 // prefix lookups, reserve+commit, opening. Figures are per key unless the name says otherwise.
 #include <benchmark/benchmark.h>
+#include <stdlib.h>
 
+#include <filesystem>
+#include <string>
 #include <vector>
 
 #include "lmcn/store.hpp"
@@ -86,6 +89,74 @@ void BatchPrefixLookup1000(benchmark::State& state) {
   }
 }
 BENCHMARK(BatchPrefixLookup1000)->Unit(benchmark::kMicrosecond);
+
+// 1000 chunks on NVMe alone, in a new directory under TMPDIR that is removed at the end.
+struct FilledNvme {
+  FilledNvme() : ns(make_namespace("bench")) {
+    const char* const base = std::getenv("TMPDIR");
+    std::string name = std::string(base != nullptr ? base : "/tmp") + "/bench_store.XXXXXX";
+    directory = ::mkdtemp(name.data());
+    StoreOptions options;
+    options.host_bytes = 64 << 20;
+    options.max_payload_bytes = 1 << 20;
+    options.directories = {directory + "/kv"};
+    options.nvme_bytes = 1ull << 30;
+    const KeyDeriver deriver(ns);
+    {
+      auto writer = std::move(TieredStore::open(options)).value();
+      for (int i = 0; i < 1000; ++i) {
+        const EngineKey key = engine_key(i);
+        keys.push_back(deriver.derive(key));
+        auto lease = writer->reserve(ns, std::span(&keys.back(), 1), kPayload, false);
+        lease->mark_filled(0);
+        lease->commit();
+      }
+      if (!writer->close(std::chrono::seconds(60)).ok()) std::abort();
+    }
+    store = std::move(TieredStore::open(options)).value();
+  }
+  ~FilledNvme() {
+    store.reset();
+    std::filesystem::remove_all(directory);
+  }
+  NamespaceId ns;
+  std::string directory;
+  std::unique_ptr<TieredStore> store;
+  std::vector<ChunkKey> keys;
+};
+
+FilledNvme& filled_nvme() {
+  static FilledNvme f;
+  return f;
+}
+
+// What a scheduler asks about a load past host memory: how much of the prefix is there. With two locks for each chunk on NVMe, as
+// it was before lookup_tiers ...
+void DirectLookup1000KeyByKey(benchmark::State& state) {
+  FilledNvme& f = filled_nvme();
+  const std::span<const ChunkKey> keys = f.keys;
+  for (auto _ : state) {
+    auto request = f.store->begin_request(f.ns, {.promote = false});
+    std::size_t hits = 0;
+    while (hits < keys.size()) {
+      hits += request->lookup_prefix(keys.subspan(hits)).hits;
+      if (hits == keys.size() || f.store->lookup(keys.subspan(hits, 1)).nvme == 0) break;
+      ++hits;
+    }
+    if (hits != keys.size()) state.SkipWithError("not all keys are hits");
+  }
+}
+BENCHMARK(DirectLookup1000KeyByKey)->Unit(benchmark::kMicrosecond);
+
+// ... and with one for all.
+void DirectLookup1000(benchmark::State& state) {
+  FilledNvme& f = filled_nvme();
+  for (auto _ : state) {
+    auto request = f.store->begin_request(f.ns, {.promote = false});
+    if (request->lookup_tiers(f.keys).hits != f.keys.size()) state.SkipWithError("not all keys are hits");
+  }
+}
+BENCHMARK(DirectLookup1000)->Unit(benchmark::kMicrosecond);
 
 void ReserveCommit(benchmark::State& state) {
   Filled& f = filled();
