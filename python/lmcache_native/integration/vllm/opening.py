@@ -15,7 +15,8 @@ from lmcache_native.config import (
     engine_directory_bytes,
     engine_nvme_bytes,
 )
-from lmcache_native.errors import InvalidArgument
+from lmcache_native.errors import InvalidArgument, LmcacheNativeError
+from lmcache_native.integration.vllm import gds
 from lmcache_native.logging import get_logger
 
 logger = get_logger(__name__)
@@ -71,8 +72,18 @@ class StoreOpening:
             if self._directories:
                 given += f", local_disk={_listed(self._directories)}, max_local_disk_size={config.nvme_bytes / GIB:g}"
             raise InvalidArgument(f"{given}: {error}") from error
+        self._count_probes(store)
         store.serve(self._vllm_config.kv_transfer_config.engine_id, rank_bytes)
         return store
+
+    def _count_probes(self, store: Store) -> None:
+        if self._config.use_gds == "off":
+            return
+        for number, directory in enumerate(self._directories):
+            try:
+                store.count_writes(number, gds.take_written_bytes(directory.parent))
+            except (LmcacheNativeError, OSError) as error:
+                logger.warning("what a probe for GPUDirect Storage wrote to %s is not in the day's count: %s", directory, error)
 
     def log_start(self, store: Store, serving: str, chunk: str) -> None:
         config = self._config
