@@ -233,6 +233,13 @@ void define_data_path(nb::class_<StoreObject>& store) {
           "namespace and region\n"
           "sequence and the payload's checksums. Counts as a hit. Memory only.")
       .def(
+          "count_writes",
+          [](const StoreObject& self, std::uint32_t path, std::uint64_t written_bytes) {
+            without_gil(self, [&](TieredStore& store) { store.count_writes(path, written_bytes); });
+          },
+          nb::arg("path"), nb::arg("written_bytes"),
+          "Counts bytes that somebody else wrote to the drive of directory number `path` into the day's limit.")
+      .def(
           "record_failed",
           [](const StoreObject& self, nb::bytes key, std::uint32_t path, std::uint64_t offset_bytes,
              std::uint64_t region_sequence) {

@@ -482,6 +482,11 @@ class Store:
         sequence and the payload's checksums. Counts as a hit. Memory only.
         """
 
+    def count_writes(self, path: int, written_bytes: int) -> None:
+        """
+        Counts bytes that somebody else wrote to the drive of directory number `path` into the day's limit.
+        """
+
     def record_failed(self, key: bytes, path: int, offset_bytes: int, region_sequence: int) -> None:
         """
         For who read a record where locate() said and found that it does not hold: forgotten, unless another has taken its place since.

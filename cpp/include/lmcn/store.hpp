@@ -259,6 +259,9 @@ class TieredStore {
   /// For who read the record of `key` at `place` and found that it does not hold: forgotten, as one that this store read and found
   /// bad, unless another has taken its place since. Memory only.
   virtual void record_failed(const ChunkKey& key, const RecordPlace& place) = 0;
+  /// Counts bytes that somebody else wrote to the drive of directory `path` into the day's limit. Memory only. REQUIRES:
+  /// `path` is one of the directories; without NVMe nothing is counted.
+  virtual void count_writes(std::uint32_t path, std::uint64_t bytes) = 0;
   /// Drops one chunk from every tier. false: absent. A crash before the next checkpoint may bring its NVMe record back, and so does
   /// taking over directories that another process owned at the time.
   virtual bool erase(const ChunkKey& key) = 0;

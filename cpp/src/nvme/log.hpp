@@ -105,6 +105,7 @@ class Log final : public RegionLog {
   Status close(const EntrySource& entries) override;
   LogStats stats() const override;
   std::uint64_t last_day_bytes() const override { return written_.last_day_bytes(); }
+  void count_writes(std::uint32_t, std::uint64_t bytes) override { written_.add(bytes); }
   LifetimeTotals lifetime() const;
   bool quarantined() const noexcept override { return quarantined_.load(std::memory_order_acquire); }
   Stuck stuck() const noexcept override {

@@ -152,6 +152,8 @@ class RegionLog {
   virtual LogStats stats() const = 0;
   /// Bytes written within the last 24 hours and the part of an hour before, also by earlier processes.
   virtual std::uint64_t last_day_bytes() const = 0;
+  /// Adds what somebody else wrote to the drive of path `path`. Any thread.
+  virtual void count_writes(std::uint32_t path, std::uint64_t bytes) = 0;
   /// One atomic load; the reason ("EIO writing /x/data.000 at 4096") is for logs.
   virtual bool quarantined() const noexcept = 0;
   /// Callers' I/O that a quarantined path still owes an answer. Atomic loads only.

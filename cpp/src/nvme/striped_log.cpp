@@ -148,6 +148,10 @@ class StripedLog final : public RegionLog {
     return sum;
   }
 
+  void count_writes(std::uint32_t path, std::uint64_t bytes) override {
+    if (path < paths_.size() && paths_[path].log) paths_[path].log->count_writes(0, bytes);
+  }
+
   Stuck stuck() const noexcept override {
     Stuck sum;
     for (const Path& path : paths_) {

@@ -116,6 +116,7 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   void job_not_started(std::uint32_t rank, std::span<const SlotRef> refs, bool load) override;
   void touch(std::span<const ChunkKey> keys) override;
   std::vector<RecordPlace> locate(std::span<const ChunkKey> keys) override;
+  void count_writes(std::uint32_t path, std::uint64_t bytes) override;
   void record_failed(const ChunkKey& key, const RecordPlace& place) override;
   bool erase(const ChunkKey& key) override;
   void clear() override;

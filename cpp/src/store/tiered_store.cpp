@@ -148,6 +148,14 @@ std::vector<RecordPlace> StoreCore::locate(std::span<const ChunkKey> keys) {
   return places;
 }
 
+void StoreCore::count_writes(std::uint32_t path, std::uint64_t bytes) {
+  if (inherited()) return;
+  std::lock_guard lock(mu);
+  if (!log) return;
+  log->count_writes(path, bytes);
+  log_changed = true;  // the next checkpoint keeps it
+}
+
 void StoreCore::record_failed(const ChunkKey& key, const RecordPlace& place) {
   if (inherited()) return;
   std::lock_guard lock(mu);

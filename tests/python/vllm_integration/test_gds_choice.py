@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lmcache_native import Store
 from lmcache_native import gds as probes
 from lmcache_native.config import GIB, NativeConfig
 from lmcache_native.errors import ResourceExhausted, Unavailable
@@ -126,9 +127,46 @@ def test_probe_of_a_drive_that_does_not_answer(tmp_path: Path, monkeypatch: pyte
     answer.set()
 
 
+def test_what_a_probe_writes_is_in_the_days_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gds = probes.GdsProbe("gds", "as told", 2.0, 2.0, 1.0, 1.0, True)
+    monkeypatch.setattr(probes, "probe", lambda *_, **__: with_gds)
+    gds.probe_once(tmp_path / "kv", -1, config(tmp_path))
+    gds.probe_once(tmp_path / "kv", -1, config(tmp_path))
+    written = gds.take_written_bytes(tmp_path / "kv")
+    assert written == 2 * gds.PROBE_BYTES
+    assert gds.take_written_bytes(tmp_path / "kv") == 0
+    store = Store(host_bytes=16 << 20, directory=tmp_path / "kv" / "vllm-dp0", nvme_bytes=1 << 30)
+    before = store.stats()["nvme_day_bytes"]
+    store.count_writes(0, written)
+    assert store.stats()["nvme_day_bytes"] == before + written
+    store.close()
+    again = Store(host_bytes=16 << 20, directory=tmp_path / "kv" / "vllm-dp0", nvme_bytes=1 << 30)
+    assert written <= again.stats()["nvme_day_bytes"] < before + 2 * written
+    again.close()
+
+
+def test_a_probe_that_is_killed_is_counted_and_one_that_writes_nothing_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: Any, **__: Any) -> Any:
+        raise Killed
+
+    monkeypatch.setattr(gds, "_probe", killed)
+    with pytest.raises(Killed):
+        gds.probe_once(tmp_path / "kv", -1, config(tmp_path))
+    assert gds.take_written_bytes(tmp_path / "kv") == 2 * gds.PROBE_BYTES
+    monkeypatch.setattr(gds, "_probe", lambda *_: probes.GdsProbe("none", "no plugin", 0, 0, 0, 0, False))
+    gds.probe_once(tmp_path / "kv", -1, config(tmp_path))
+    assert gds.take_written_bytes(tmp_path / "kv") == 0
+
+
 def test_no_probe_below_the_floor(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="MiB are free, too few for a probe above the floor"):
         gds.probe_once(tmp_path / "kv", -1, config(tmp_path, nvme_free_floor_bytes=1 << 60))
+    assert gds.take_written_bytes(tmp_path / "kv") == 0
 
 
 @pytest.mark.parametrize("use_gds", ["auto", "on"])

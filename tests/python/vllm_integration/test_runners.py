@@ -348,8 +348,11 @@ def test_jobs_follow_the_stream_that_is_current_when_they_are_submitted(
 
     class Copiers:
         @staticmethod
-        def cuda(arena: Any, paged: Any, slot: Any, *, rank: int, device: int, slot_bytes: int, owner: Any) -> Any:
+        def cuda(
+            arena: Any, paged: Any, slot: Any, *, rank: int, device: int, slot_bytes: int, replicated: bool, owner: Any
+        ) -> Any:
             devices.append(device)
+            assert not replicated
             assert slot_bytes == 4096 + slot.rank_bytes
             copiers.append(Recording(PagedCopier.host(arena, paged, slot, rank=rank, owner=owner)))
             return copiers[-1]

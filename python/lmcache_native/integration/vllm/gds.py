@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -10,6 +11,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -109,28 +111,65 @@ def probe_once(directory: Path, device: int, config: NativeConfig) -> gds.GdsPro
     cache folder for as long as everything that decides it stays; that there is no GDS, which costs no writes to find out, until the
     machine is started anew. Unavailable: no room for it, or no answer in time."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmcache-native" / "gds"
-    except RuntimeError as error:  # a user without a home, as in containers
-        raise Unavailable("no cache folder: neither XDG_CACHE_HOME nor HOME is set") from error
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     ground = grounds(directory, device)
-    name = hashlib.sha256(f"{ground['machine']} {directory}".encode()).hexdigest()[:32]
-    until = time.monotonic() + 2 * PROBE_TIMEOUT_S
-    with (cache / f"{name}.lock").open("w") as lock:
-        while not _locked(lock.fileno()):
-            if time.monotonic() > until:
-                raise Unavailable(f"{directory}: another worker's probe does not end")
-            time.sleep(0.05)
-        kept = cache / f"{name}.json"
+    with _one_at_a_time(directory) as file:
+        kept = file.with_suffix(".json")
         found = _kept(kept, ground)
         if found is None:
-            found = _probe(directory, device, config)
-            written = cache / f"{name}.tmp"
+            _check_floor(directory, config)
+            uncounted = file.with_suffix(".written")
+            before = _uncounted(uncounted)
+            uncounted.write_text(str(before + 2 * PROBE_BYTES), encoding="utf-8")  # first: the probe may be killed
+            found = _probe(directory, device)
+            if found.mode != "gds" and found.host_write == 0:  # nothing was written
+                uncounted.write_text(str(before), encoding="utf-8")
+            written = file.with_suffix(".tmp")
             verdict = {"grounds": ground, "boot": machine_id(), "probe": dataclasses.asdict(found)}
             written.write_text(json.dumps(verdict), encoding="utf-8")
             written.replace(kept)
         return found
+
+
+def take_written_bytes(directory: Path) -> int:
+    """What probes of a directory have written since the last call: for the day's count of the store that opens there."""
+    if not _verdict(directory).with_suffix(".written").exists():
+        return 0
+    with _one_at_a_time(directory) as file:
+        uncounted = file.with_suffix(".written")
+        written = _uncounted(uncounted)
+        uncounted.unlink(missing_ok=True)
+    return written
+
+
+def _uncounted(file: Path) -> int:
+    try:
+        return int(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0
+
+
+def _verdict(directory: Path) -> Path:
+    """The name, without an ending, of what is kept about a directory. Unavailable."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmcache-native" / "gds"
+    except RuntimeError as error:  # a user without a home, as in containers
+        raise Unavailable("no cache folder: neither XDG_CACHE_HOME nor HOME is set") from error
+    machine = _text("/etc/machine-id") or machine_id()
+    return cache / hashlib.sha256(f"{machine} {directory}".encode()).hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def _one_at_a_time(directory: Path) -> Iterator[Path]:
+    """_verdict(), for this process alone meanwhile. Unavailable."""
+    file = _verdict(directory)
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    until = time.monotonic() + 2 * PROBE_TIMEOUT_S
+    with file.with_suffix(".lock").open("w") as lock:
+        while not _locked(lock.fileno()):
+            if time.monotonic() > until:
+                raise Unavailable(f"{directory}: another worker's probe does not end")
+            time.sleep(0.05)
+        yield file
 
 
 def _kept(file: Path, ground: dict[str, str]) -> gds.GdsProbe | None:
@@ -191,10 +230,13 @@ def _locked(fd: int) -> bool:
     return True
 
 
-def _probe(directory: Path, device: int, config: NativeConfig) -> gds.GdsProbe:
+def _check_floor(directory: Path, config: NativeConfig) -> None:
     free = shutil.disk_usage(directory).free
     if free < config.nvme_free_floor_bytes + 2 * PROBE_BYTES:
         raise Unavailable(f"{directory}: {free >> 20} MiB are free, too few for a probe above the floor (local_disk_min_free)")
+
+
+def _probe(directory: Path, device: int) -> gds.GdsProbe:
     result: list[gds.GdsProbe | Exception] = []
 
     def run() -> None:

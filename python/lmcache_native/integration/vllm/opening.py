@@ -22,7 +22,8 @@ from lmcache_native.config import (
     unowned_stores,
     without_unowned,
 )
-from lmcache_native.errors import InvalidArgument, Unavailable
+from lmcache_native.errors import InvalidArgument, LmcacheNativeError, Unavailable
+from lmcache_native.integration.vllm import gds
 from lmcache_native.logging import get_logger
 
 logger = get_logger(__name__)
@@ -94,8 +95,18 @@ class StoreOpening:
                 if self._shared is not config:
                     given += f" ({self._shared.nvme_bytes / GIB:g} left beside folders that no engine uses)"
             raise InvalidArgument(f"{given}: {error}") from error
+        self._count_probes(store)
         store.serve(self._vllm_config.kv_transfer_config.engine_id, rank_bytes)
         return store
+
+    def _count_probes(self, store: Store) -> None:
+        if self._config.use_gds == "off" or not store.nvme_ready:
+            return
+        for number, directory in enumerate(self._directories):
+            try:
+                store.count_writes(number, gds.take_written_bytes(directory.parent))
+            except (LmcacheNativeError, OSError) as error:
+                logger.warning("what a probe for GPUDirect Storage wrote to %s is not in the day's count: %s", directory, error)
 
     def log_start(self, store: Store, serving: str, chunk: str) -> None:
         config = self._config
