@@ -15,7 +15,7 @@ from token_parts import prompt
 from token_world import Engine, engines, keys_of
 
 from lmcache_native import Store
-from lmcache_native.integration.vllm import quickstart_log
+from lmcache_native.integration.vllm import quickstart_log, series
 
 pytestmark = pytest.mark.unit
 
@@ -75,6 +75,13 @@ def failed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+def direct_loads_shown(engine: Engine) -> float:
+    engine.scheduler._stats._next_s = 0.0
+    report = engine.scheduler.stats()
+    (value,) = report.data["data"][series.DIRECT_LOADS.name].values()
+    return float(value)
+
+
 def damage(engine: Engine, data: Path, tokens: list[int], chunk: int) -> None:
     ((_position, _path, offset, _bytes, _sequence),) = engine.scheduler.store.locate(keys_of(engine, tokens)[chunk : chunk + 1])
     with data.open("r+b") as file:
@@ -116,10 +123,11 @@ def test_reads_that_fail_send_loads_through_host_memory(make: Make, tmp_path: Pa
     loader = engine.workers[0]._loader
     assert loader is not None
     loader._files = [str(tmp_path / "gone")]
+    was_on = direct_loads_shown(engine)
     engine.ask(tokens)
     engine.drain()
     assert len(failed) == 1
-    assert not engine.scheduler._direct_loads
+    assert (was_on, direct_loads_shown(engine)) == (1, 0)
     assert engine.stats["corrupt_records"] == 0
     evict(engine, tokens)
     promoted = engine.stats["promoted_chunks"]

@@ -101,6 +101,9 @@ ERRORS = _counters(
     },
     ("load", "store"),
 )
+DIRECT_LOADS = Series(
+    PREFIX + "direct_loads", Kind.GAUGE, "1 while workers read NVMe themselves, past host memory (use_gds).", noted=((),)
+)
 WORKER_JOBS = Series(
     PREFIX + "worker_jobs", Kind.GAUGE, "Jobs handed to the workers and not ended.", ("kind",), noted=(("load",), ("store",))
 )
@@ -180,6 +183,7 @@ SERIES: tuple[Series, ...] = (
     _gauge("nvme_lost_paths", "nvme_lost_paths", "NVMe directories out of use after an error."),
     _gauge("nvme_quarantined", "nvme_quarantined", "1 when NVMe is out of use after an error."),
     _gauge("nvme_waiting", "nvme_waiting", "1 while another process has the NVMe directories; they are taken over later."),
+    DIRECT_LOADS,
     # queues
     _gauge("promotions_in_flight", "promotions_in_flight", "Promotions queued or under way."),
     _gauge("checks_in_flight", "checks_in_flight", "Checksums of chunks in host memory (verify: all) queued or under way."),

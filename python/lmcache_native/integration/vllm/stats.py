@@ -168,9 +168,10 @@ class StatsReporter:
         self._next_s = now + INTERVAL_S
         return True
 
-    def report(self, store: Store, loads: int = 0, stores: int = 0) -> Any:
-        """`loads`, `stores`: jobs under way in the workers. Also says once in the log when NVMe went out of use since the last
-        call. The first report has every series, most of them zero, so that rates have a beginning."""
+    def report(self, store: Store, loads: int = 0, stores: int = 0, *, direct_loads: bool = False) -> Any:
+        """`loads`, `stores`: jobs under way in the workers. `direct_loads`: whether they read NVMe themselves now. Also says once
+        in the log when NVMe went out of use since the last call. The first report has every series, most of them zero, so that
+        rates have a beginning."""
         snapshot = store.stats()
         if snapshot["nvme_lost_paths"] > self._last.get("nvme_lost_paths", 0):
             left = "host memory" if snapshot["nvme_quarantined"] else "the others"
@@ -182,6 +183,7 @@ class StatsReporter:
             self._add_stats(stats, row, snapshot, first=first)
         for name, count in (("load", loads), ("store", stores)):
             stats.set_gauge(series.WORKER_JOBS.name, count, (name,))
+        stats.set_gauge(series.DIRECT_LOADS.name, int(direct_loads))
         stats.set_gauge(series.INFO.name, 1, self._info(store))
         self._add_latencies(stats, store.latencies())
         lmcache_series.set_gauges(stats, snapshot, self._compat)

@@ -559,7 +559,7 @@ class TokenScheduler:
         if self._closed or not self._stats.due():
             return None
         loads = sum(job.is_load for job in self._jobs.values())
-        return self._stats.report(self.store, loads, len(self._jobs) - loads)
+        return self._stats.report(self.store, loads, len(self._jobs) - loads, direct_loads=self._direct_loads)
 
     def shutdown(self) -> None:
         if self._closed:
