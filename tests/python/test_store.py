@@ -296,6 +296,25 @@ def test_request_acquire(store: native.Store, namespace: bytes) -> None:
     assert store.stats()["host_pinned_slots"] == 0
 
 
+def test_lookup_of_both_tiers(make_store: StoreMaker, nvme_options: dict[str, Any], namespace: bytes) -> None:
+    engine_keys = [engine_key(i) for i in range(6)]
+    store = make_store(**nvme_options)
+    publish(store, namespace, engine_keys[:4], b"payload")
+    store.close()
+    store = make_store(**nvme_options)
+    publish(store, namespace, engine_keys[4:5], b"payload")
+    keys = native.KeyDeriver(namespace).derive_all(engine_keys)
+    request = store.begin_request(namespace, promote=False)
+    assert request.lookup_prefix(keys[:1]) == (0, Presence.MISS)
+    assert request.lookup_tiers(keys[:5]) == (5, Presence.HIT)
+    assert request.lookup_tiers(keys) == (5, Presence.MISS)
+    assert store.stats()["host_pinned_slots"] == 1
+    assert store.stats()["promoted_chunks"] == 0
+    request.end()
+    with pytest.raises(native.Aborted):
+        request.lookup_tiers(keys)
+
+
 def test_lookup_prefix_and_its_sources(make_store: StoreMaker, nvme_options: dict[str, Any], namespace: bytes) -> None:
     engine_keys = [engine_key(i) for i in range(6)]
     store = make_store(**nvme_options)
