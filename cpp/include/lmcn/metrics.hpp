@@ -15,9 +15,9 @@ struct StoreStats {
   std::uint64_t index_entries = 0, index_memory_bytes = 0;
   std::uint64_t nvme_limit_bytes = 0, nvme_allocated_bytes = 0, nvme_live_bytes = 0, nvme_dirty_bytes = 0, nvme_quarantined = 0;
   std::uint64_t nvme_dirty_chunks = 0,
-                demotions_in_flight = 0;                       // waiting for their write or being written; of those, being written
-  std::uint64_t nvme_paths = 0, nvme_lost_paths = 0;           // configured; quarantined or left out at open
-  std::uint64_t nvme_waiting = 0;  // 1: another process owns the directories; host memory only until it lets go
+                demotions_in_flight = 0;              // waiting for their write or being written; of those, being written
+  std::uint64_t nvme_paths = 0, nvme_lost_paths = 0;  // configured; quarantined or left out at open
+  std::uint64_t nvme_waiting = 0;                     // 1: another process owns the directories; host memory only until it lets go
   std::uint64_t nvme_day_bytes = 0, nvme_day_limit_bytes = 0;  // written to all paths within 24 hours, also by earlier processes
   std::uint64_t promotions_in_flight = 0, requests = 0, attached_ranks = 0;
   std::uint64_t checks_in_flight = 0;  // verify=all: checksums to be taken or compared
