@@ -50,7 +50,7 @@ def load_plugin(path: str | None = None) -> str:
     try:
         libkvikio = importlib.import_module("libkvikio")
     except ImportError as error:
-        raise Unavailable("GPUDirect Storage: the package libkvikio is missing: pip install 'lmcache-native[gds]'") from error
+        raise Unavailable("GPUDirect Storage: the package libkvikio is missing: pip install 'libkvikio-cu13==26.10.*'") from error
     try:
         libkvikio.load_library()
     except Exception as error:  # it looks for CUDA's libraries and says in several ways that one is missing

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
-
-from vllm_server import free_port
 
 
 class EventSubscriber:
-    """Connects at once; the server may start later."""
+    """Connects at once; the server may start later. `socket`: its path, which a restart takes over."""
 
-    def __init__(self) -> None:
+    def __init__(self, socket: Path) -> None:
         import zmq
 
-        self.endpoint = f"tcp://127.0.0.1:{free_port()}"
+        self.endpoint = f"ipc://{socket}"
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
@@ -23,7 +22,7 @@ class EventSubscriber:
         self.events: list[Any] = []
 
     def arguments(self) -> list[str]:
-        config = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": self.endpoint.replace("127.0.0.1", "*")}
+        config = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": self.endpoint}
         return ["--kv-events-config", json.dumps(config)]
 
     def media(self) -> dict[str, set[Any]]:

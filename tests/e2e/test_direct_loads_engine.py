@@ -17,9 +17,17 @@ from lmcache_native.integration.vllm.record_loader import RecordLoader
 
 
 def through_host_memory(
-    config: Any, vllm_config: Any, paged: PagedKvLayout, slot: SlotLayout, *, device_type: str, device: int, owner: object
+    config: Any,
+    vllm_config: Any,
+    paged: PagedKvLayout,
+    slot: SlotLayout,
+    *,
+    device_type: str,
+    device: int,
+    owner: object,
+    replicated: bool = False,
 ) -> RecordLoader:
-    assert device_type == "cpu"
+    assert (device_type, replicated) == ("cpu", False)
     loader = DeviceLoader.host(paged, slot, buffer_bytes=32 << 20, owner=owner)
     return RecordLoader(loader, engine_directories(config, 0))
 

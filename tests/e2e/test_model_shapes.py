@@ -216,7 +216,7 @@ def test_a_lost_chunk_of_one_group_shortens_the_hit(served: Served) -> None:
         engine.forget_gpu()
 
 
-def test_every_byte_of_a_crowd(served: Served) -> None:
+def test_every_byte_of_a_crowd(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that begin alike, more than the engine has blocks for, in steps of 256 tokens: windows move on while they are
     stored, requests are preempted, blocks are handed out again."""
     if served.name != "gemma3 in chunks of 2 blocks":
@@ -224,6 +224,15 @@ def test_every_byte_of_a_crowd(served: Served) -> None:
     engine = served.engine
     engine.forget_all()
     beginnings = [engine.prompt(30 + number, 700) for number in range(3)]
+    preemptions = 0
+    preempt = engine.vllm_scheduler._preempt_request
+
+    def counting(*args: Any, **kwargs: Any) -> None:
+        nonlocal preemptions
+        preemptions += 1
+        preempt(*args, **kwargs)
+
+    monkeypatch.setattr(engine.vllm_scheduler, "_preempt_request", counting)
     with checked_bytes(engine) as checked:
         for turn in range(3):
             choose = random.Random(turn)
@@ -234,7 +243,8 @@ def test_every_byte_of_a_crowd(served: Served) -> None:
             ]
             engine.answers(prompts + beginnings, max_tokens=40)
             engine.forget_gpu()
-    print(checked.stored_blocks, checked.loaded_blocks, checked.incomplete_chunks)
+    print(checked.stored_blocks, checked.loaded_blocks, checked.incomplete_chunks, preemptions)
+    assert preemptions > 0
     assert checked.stored_blocks > 0
     assert checked.loaded_blocks > 0
 

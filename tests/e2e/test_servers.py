@@ -41,7 +41,7 @@ class Life:
     def __init__(self, model: Path, folder: Path) -> None:
         self.directory = folder / "kv"
         self.model = model
-        self.subscriber = EventSubscriber()
+        self.subscriber = EventSubscriber(folder / "events")
         self.server = server(
             model,
             folder / "server.log",

@@ -45,7 +45,7 @@ class Life:
             "enable_kv_events": True,
         }
         config.write_text(json.dumps(settings))
-        self.subscriber = EventSubscriber()
+        self.subscriber = EventSubscriber(folder / "events")
         self.server = self.started_with(self.subscriber.arguments())
         self.prompts = [prompts.tokens(model, seed, LENGTH) for seed in (201, 202, 203)]
         self.cold: list[Answer] = []

@@ -55,6 +55,7 @@ lint)
   ;;
 tsan)
   cpp tsan
+  cpp cuda-on-cpu-tsan
   summary
   ;;
 esac

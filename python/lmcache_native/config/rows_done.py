@@ -334,7 +334,7 @@ PROCESS = (
     ),
     Key(
         "enable_kv_events", _D, Theme.PROCESS, "flag", False,
-        "Tell vLLM's event publisher which chunks were stored.",
+        "Tell vLLM's event publisher which chunks came into or left which tier (docs/metrics.md).",
         flag, "kv_events", connectors=TOKEN,
     ),
     Key(

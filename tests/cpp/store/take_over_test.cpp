@@ -256,7 +256,7 @@ TEST_F(TakeOver, WhatCannotBeOpenedThenIsDoneWithout) {
   EXPECT_NE(store->nvme_warning().find("superblock"), std::string::npos) << store->nvme_warning();
   EXPECT_TRUE(put(7));
   EXPECT_EQ(get(7), "hit");
-  EXPECT_TRUE(store->close(1s).ok());
+  EXPECT_TRUE(store->close(10s).ok());
 }
 
 TEST_F(TakeOver, TheNewLimitHolds) {
@@ -267,7 +267,7 @@ TEST_F(TakeOver, TheNewLimitHolds) {
     if (i % 32 == 0) flush();
   }
   std::swap(store, old);
-  ASSERT_TRUE(store->close(1s).ok());
+  ASSERT_TRUE(store->close(10s).ok());
   store.reset();
   options.nvme_bytes = 32 << 20;
   begin();

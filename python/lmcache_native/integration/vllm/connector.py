@@ -139,20 +139,22 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
         )
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        for job_id, job in self._get_connector_metadata().load_jobs.items():
-            self._load_jobs[job.req_id] = job_id
+        if not self._blocks_fail_alone:
+            for job_id, job in self._get_connector_metadata().load_jobs.items():
+                self._load_jobs[job.req_id] = job_id
         super().start_load_kv(forward_context, **kwargs)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
         """Requests whose loads failed, in the step in which they are reported as received."""
         results = super().get_transfer_results(finished_req_ids)
+        if self._blocks_fail_alone:
+            return results
         self._failed_jobs |= self._worker.take_failed_jobs()
         for request in results.finished_recving:
             job = self._load_jobs.pop(request, None)
             if job in self._failed_jobs:
                 self._failed_jobs.discard(job)
-                if not self._blocks_fail_alone:
-                    results.failed_recving.add(request)
+                results.failed_recving.add(request)
         return results
 
     @property
@@ -164,6 +166,8 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Called right after get_finished: in the same step in which a failed load's request is reported as received."""
         failed = self._worker.take_failed_blocks()
+        if self._blocks_fail_alone:
+            self._worker.take_failed_jobs()
         return failed if self._blocks_fail_alone else set()
 
     def build_connector_worker_meta(self) -> NativeWorkerMetadata | None:
