@@ -109,9 +109,9 @@ for and cannot be used, the start fails with one error that names the release, e
 engine does the same once, when a connector is loaded. A release that was not tested but has every interface is used, with a
 warning.
 
-What earlier releases cannot: NativeOffloadingConnector refuses models with several KV cache groups or windows before 0.30; before 0.31
-MLA under tensor parallelism is stored once for each rank; before 0.32 NativeOffloadingConnector counts all hits as host memory's
-(`lmcache_native_hit_tokens_total`, `lmcache.report`).
+What earlier releases cannot: NativeOffloadingConnector refuses models with several KV cache groups or windows before 0.30; before
+0.31 MLA under tensor parallelism is stored once for each rank; before 0.32 NativeOffloadingConnector counts all hits as host
+memory's (`lmcache_native_hit_tokens_total`, `lmcache.report`).
 
 ## What was run
 

@@ -101,6 +101,41 @@ def test_one_that_is_in_use_counts_with_all_it_may_take(tmp_path: Path) -> None:
     assert not any(found.in_use for found in unowned_stores(config, 0, 2))
 
 
+def test_over_several_directories_it_counts_with_its_part_of_each(tmp_path: Path) -> None:
+    places = (tmp_path / "a", tmp_path / "b")
+    config = NativeConfig(host_bytes=16 * MIB, directories=places, nvme_bytes=LIMIT)
+    sized = NativeConfig(host_bytes=16 * MIB, directories=places, nvme_bytes=LIMIT, directory_bytes=(LIMIT // 4, LIMIT // 4 * 3))
+    with engines(config, 2):
+        assert [found.held_bytes for found in unowned_stores(config, 0, 1)] == [LIMIT // 4, LIMIT // 4]
+        assert without_unowned(config, unowned_stores(config, 0, 1)).nvme_bytes == LIMIT // 2
+        assert [found.held_bytes for found in unowned_stores(sized, 0, 1)] == [LIMIT // 8, LIMIT // 8 * 3]
+
+
+def test_folders_of_long_ago_do_not_tell_how_many_engines_another_server_has(tmp_path: Path) -> None:
+    config = NativeConfig(host_bytes=16 * MIB, directories=(tmp_path,), nvme_bytes=LIMIT)
+    with engines(config, 8):
+        pass
+    with engines(config, 2):
+        held = {found.folder.name: found.held_bytes for found in unowned_stores(config, 0, 1)}
+        assert held["vllm-dp1"] >= LIMIT // 2 - 8 * MIB
+        assert held["vllm-dp7"] < 8 * MIB
+
+
+def test_a_folder_that_cannot_be_read_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = NativeConfig(host_bytes=16 * MIB, directories=(tmp_path,), nvme_bytes=LIMIT)
+    with engines(config, 4):
+        pass
+    exists = Path.exists
+
+    def refused(self: Path, **how: bool) -> bool:
+        if self.parent.name == "vllm-dp1":
+            raise PermissionError(13, "Permission denied", str(self))
+        return exists(self, **how)
+
+    monkeypatch.setattr(Path, "exists", refused)
+    assert [found.folder.name for found in unowned_stores(config, 0, 1)] == ["vllm-dp2", "vllm-dp3"]
+
+
 def test_nothing_left_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     config = NativeConfig(host_bytes=16 * MIB, directories=(tmp_path,), nvme_bytes=LIMIT)
     with engines(config, 2) as stores:
@@ -150,3 +185,4 @@ def test_engines_of_another_node_are_none_of_ours(tmp_path: Path) -> None:
             host_bytes=16 * MIB, max_payload_bytes=MIB, directory=tmp_path / f"vllm-dp{index}", nvme_bytes=96 * MIB
         ).close()
     assert [found.folder.name for found in unowned_stores(config, 3, 2)] == ["vllm-dp4"]
+    assert unowned_stores(config, 3, 3, first=2) == [], "nodes with different numbers of engines"

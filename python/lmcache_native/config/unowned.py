@@ -31,22 +31,31 @@ class Unowned:
     in_use: bool
 
 
-def unowned_stores(config: NativeConfig, engine_index: int, engines: int) -> list[Unowned]:
-    """As engine `engine_index` of `engines` on this node sees them; each of these engines sees the same. Changes nothing."""
-    first = engine_index // engines * engines
+def unowned_stores(config: NativeConfig, engine_index: int, engines: int, *, first: int | None = None) -> list[Unowned]:
+    """As engine `engine_index` of `engines` on this node sees them; each of these engines sees the same. `first`: index of the
+    node's first engine, where the caller knows it. Changes nothing."""
+    first = engine_index // engines * engines if first is None else first
     owned = {folder for index in range(first, first + engines) for folder in engine_directories(config, index)}
-    found = []
+    found: list[tuple[int, Path, int]] = []
     for place, directory in enumerate(config.directories):
         with contextlib.suppress(OSError):  # not made yet, or not readable: opening the store says so
-            numbers = {entry: match for entry in sorted(directory.iterdir()) if (match := _NAME.fullmatch(entry.name))}
-            most = max((int(match[1]) for match in numbers.values()), default=0)
-            for folder in numbers:
-                if folder not in owned and _is_store(folder):
-                    in_use = _in_use(folder)
-                    # Its server has at least so many engines; what it is allowed it may still take.
-                    allowed = config.nvme_bytes // (most + 1) if in_use else 0
-                    found.append(Unowned(folder, place, max(_held_bytes(folder), allowed), in_use))
-    return found
+            numbers = {entry: int(match[1]) for entry in sorted(directory.iterdir()) if (match := _NAME.fullmatch(entry.name))}
+            found += [(place, folder, number) for folder, number in numbers.items() if folder not in owned]
+    stores = [(place, folder, number) for place, folder, number in found if _is_store(folder)]
+    used = {folder for _, folder, _ in stores if _in_use(folder)}
+    # The server that uses them has at least so many engines; what each is allowed it may still take.
+    least = max((number for _, folder, number in stores if folder in used), default=0) + 1
+    return [
+        Unowned(folder, place, max(_held_bytes(folder), _share(config, place, least) if folder in used else 0), folder in used)
+        for place, folder, _ in stores
+    ]
+
+
+def _share(config: NativeConfig, place: int, engines: int) -> int:
+    """What one of `engines` may hold in one of its directories."""
+    if config.directory_bytes:
+        return config.directory_bytes[place] // engines
+    return config.nvme_bytes // engines // (len(config.directories) if config.striped else 1)
 
 
 def without(config: NativeConfig, unowned: Sequence[Unowned]) -> NativeConfig:
@@ -88,12 +97,19 @@ def _remedy(unowned: Sequence[Unowned]) -> str:
 
 
 def _is_store(folder: Path) -> bool:
-    return not folder.is_symlink() and any((folder / mark).exists() for mark in _MARKS)
+    try:
+        return not folder.is_symlink() and any((folder / mark).exists() for mark in _MARKS)
+    except PermissionError:  # another user's: none of this server's
+        return False
 
 
 def _held_bytes(folder: Path) -> int:
+    held = 0
     with os.scandir(folder) as entries:
-        return sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in entries)
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # its owner has just replaced it
+                held += entry.stat(follow_symlinks=False).st_blocks * 512
+    return held
 
 
 def _in_use(folder: Path) -> bool:

@@ -40,7 +40,9 @@ class StoreOpening:
         self._engines = engines_sharing(vllm_config, config)
         self._index = vllm_config.parallel_config.data_parallel_index
         self._directories = engine_directories(config, self._index)
-        self._unowned = unowned_stores(config, self._index, self._engines)
+        local = vllm_config.parallel_config.data_parallel_rank_local
+        first = None if local is None else self._index - local
+        self._unowned = unowned_stores(config, self._index, self._engines, first=first)
         self._shared = without_unowned(config, self._unowned)
 
     def open(self, rank_bytes: int, *, replicated: bool = False) -> Store:
@@ -131,11 +133,30 @@ class StoreOpening:
         if store.nvme_warning:
             logger.warning("%s", store.nvme_warning)
         if store.stats()["nvme_waiting"]:
-            told = (weakref.ref(store), _listed(self._directories))
-            threading.Thread(target=_announce_take_over, args=told, name="lmcn-take-over", daemon=True).start()
+            threading.Thread(
+                target=self._announce_take_over, args=(weakref.ref(store),), name="lmcn-take-over", daemon=True
+            ).start()
         held = describe_unowned(config, self._unowned) if self._index % self._engines == 0 else ""
         if held:
             logger.warning("%s", held)
+
+    def _announce_take_over(self, store: weakref.ref[Store]) -> None:
+        """One line when `store` is no longer waiting for its directories. Ends with the store."""
+        directories = _listed(self._directories)
+        while (held := store()) is not None:
+            try:
+                if not held.stats()["nvme_waiting"]:
+                    if held.nvme_ready:
+                        self._count_probes(held)
+                        chunks = held.stats()["recovered_chunks"]
+                        logger.info("NVMe %s taken over: %d chunks found, %s", directories, chunks, held.io_engine_note)
+                    else:
+                        logger.warning("NVMe %s not taken over: %s", directories, held.nvme_warning)
+                    return
+            except Unavailable:
+                return  # closed
+            del held
+            time.sleep(TAKE_OVER_POLL_S)
 
     def _numa_nodes(self) -> list[int]:
         if self._config.numa_nodes is not None:
@@ -149,27 +170,6 @@ class StoreOpening:
                 "numa_mode auto: the GPUs' nodes cannot be found, host memory lies wherever the kernel puts it: %s", error
             )
             return []
-
-
-def _announce_take_over(store: weakref.ref[Store], directories: str) -> None:
-    """One line when `store` is no longer waiting for its directories. Ends with the store."""
-    while (held := store()) is not None:
-        try:
-            if not held.stats()["nvme_waiting"]:
-                if held.nvme_ready:
-                    logger.info(
-                        "NVMe %s taken over: %d chunks found, %s",
-                        directories,
-                        held.stats()["recovered_chunks"],
-                        held.io_engine_note,
-                    )
-                else:
-                    logger.warning("NVMe %s not taken over: %s", directories, held.nvme_warning)
-                return
-        except Unavailable:
-            return  # closed
-        del held
-        time.sleep(TAKE_OVER_POLL_S)
 
 
 def _listed(directories: tuple[Path, ...]) -> str:
