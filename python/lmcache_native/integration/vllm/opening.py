@@ -42,6 +42,7 @@ class StoreOpening:
         self._directories = engine_directories(config, self._index)
         local = vllm_config.parallel_config.data_parallel_rank_local
         first = None if local is None else self._index - local
+        self._speaks = self._index % self._engines == 0 if local is None else local == 0  # for all engines of the node
         self._unowned = unowned_stores(config, self._index, self._engines, first=first)
         self._shared = without_unowned(config, self._unowned)
 
@@ -136,7 +137,7 @@ class StoreOpening:
             threading.Thread(
                 target=self._announce_take_over, args=(weakref.ref(store),), name="lmcn-take-over", daemon=True
             ).start()
-        held = describe_unowned(config, self._unowned) if self._index % self._engines == 0 else ""
+        held = describe_unowned(config, self._unowned) if self._speaks else ""
         if held:
             logger.warning("%s", held)
 
