@@ -261,8 +261,8 @@ void ask_owner(const Bytes& message, std::size_t descriptors) {
   Owner& owner = ::owner();
   const std::uint64_t gone = owner.gone();
   wire::Hello hello;
-  const bool valid =
-      is_hello(message, hello) && hello.version == wire::kVersion && hello.rank < kRanks && hello.rank_bytes == kRankBytes;
+  const bool valid = is_hello(message, hello) && hello.version == wire::kVersion && hello.rank < kRanks &&
+                     hello.rank_bytes == kRankBytes && hello.replicated == 0;
   Answer answer = Answer::kTooLate;
   while (answer == Answer::kTooLate) answer = ask_once(message, descriptors);
   const bool attached = answer == Answer::kArena;

@@ -94,7 +94,10 @@ std::uint32_t StoreCore::end_write(WriteLease& lease, bool publish) {
         entry.hits = 0;
         policy->insert(entry_id);
         record.priority = lease.priority_;
-        if (record.priority == Priority::kLow) low_slots.push_back({id, record.slot.generation});
+        if (record.priority == Priority::kLow) {
+          while (!low_slots.empty() && !is_low(low_slots.front())) low_slots.pop_front();
+          low_slots.push_back({id, record.slot.generation});
+        }
         note_change(entry.key, Tier::kHost, true);
         if (verify_all) {
           start_check(id, true);  // which offers it to NVMe

@@ -127,7 +127,8 @@ PrefixPresence RequestImpl::lookup_tiers(std::span<const ChunkKey> keys) {
   PrefixPresence found;
   if (core_.inherited()) return {.hits = 0, .next = Presence::kMiss};
   note_use();
-  std::lock_guard lock(core_.mu);  // the keeper drops pins under it, too
+  std::unique_lock lock(core_.mu);  // the keeper drops pins under it, too
+  const std::size_t queued = core_.promote_queue.size();
   for (const ChunkKey& key : keys) {
     Item& item = locate(key);
     const bool first = item.version == 0 || item.last != Presence::kMiss;
@@ -142,6 +143,9 @@ PrefixPresence RequestImpl::lookup_tiers(std::span<const ChunkKey> keys) {
   }
   core_.lookups.fetch_add(found.hits + (found.next != Presence::kHit ? 1 : 0), std::memory_order_relaxed);
   last_lookup_ns_.store(coarse_now_ns());
+  const bool more = core_.promote_queue.size() > queued;  // checks of chunks in host memory
+  lock.unlock();
+  if (more) core_.promote_cv.notify_one();
   return found;
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import Of
 from world import HIT, MISS, PENDING, RETRY, World, all_keys, keys
 
 from lmcache_native import KeyDeriver
+from lmcache_native.integration.vllm import manager as manager_module
 from lmcache_native.integration.vllm.slots import SlotLoadStoreSpec
 
 # Two windows and a full group over the same memory, of other numbers of layers; the last one's layers have other page sizes.
@@ -242,3 +244,70 @@ def test_what_is_being_stored_is_pending_in_all_groups(world: World) -> None:
     writer = world.request()
     world.prepare_store(writer, {0: [1], FULL: [1]})
     assert [world.look(world.request(), 1, group=group) for group in (0, FULL)] == [[PENDING], [PENDING]]
+
+
+def test_what_a_request_found_is_let_go_when_it_loads_nothing(world: World) -> None:
+    """The other groups' chunks miss, say."""
+    world.stored(world.request(), {FULL: [1, 2]}, {FULL: [3, 4]})
+    reader = world.request()
+    assert world.look(reader, 1, 2, group=FULL) == [HIT, HIT]
+    assert world.store.stats()["requests"] == 1
+    world.manager.nothing_to_load(reader)
+    assert world.store.stats()["requests"] == 0
+    assert world.look(reader, 1, group=FULL) == [HIT], "after a preemption, say"
+
+
+def test_a_request_whose_load_failed_looks_nothing_up_again(world: World) -> None:
+    world.stored(world.request(), {FULL: [1]}, {FULL: [3]})
+    reader = world.request()
+    world.look(reader, 1, group=FULL)
+    world.load(reader, {FULL: [1]}, {FULL: [99]})
+    world.manager.complete_load(set(), reader)
+    failed = world.request()
+    world.look(failed, 1, group=FULL)
+    spec = world.manager.prepare_load(all_keys({FULL: [1]}), failed)
+    world.manager.loads_failed([spec.serial])
+    world.manager.complete_load(set(all_keys({FULL: [1]})), failed)
+    world.manager.nothing_to_load(failed)
+    assert world.look(failed, 1, group=FULL) == [MISS]
+
+
+def test_gaps_that_windows_leave_are_no_errors() -> None:
+    world = World(groups=GROUPS, windowed=WINDOWS, per_chunk=2)
+    ended: list[bool] = []
+    noted = world.manager.noted.store_ended
+    world.manager.noted.store_ended = lambda tokens, seconds, *, failed: (  # type: ignore[method-assign]
+        ended.append(failed),
+        noted(tokens, seconds, failed=failed),
+    )
+    writer = world.request()
+    output = world.prepare_store(writer, {0: [1, 2], FULL: [1]})
+    world.copy_stores(output.store_spec, {0: [3, 9, 4], FULL: [6, 7]}, first={0: 1})
+    world.manager.not_started(world.workers[0].take_not_started())
+    world.manager.complete_store(set(output.keys_to_store), writer)
+    output = world.prepare_store(writer, {0: [5], FULL: [5]})
+    world.copy_stores(output.store_spec, {0: [3, 99], FULL: [6, 7]})  # no such block
+    world.manager.not_started(world.workers[0].take_not_started())
+    world.manager.complete_store(set(output.keys_to_store), writer)
+    assert ended == [False, True]
+    assert not world.manager._gaps
+    world.close()
+
+
+def test_promotions_of_a_request_have_one_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever windows it goes on to: afterwards what is on NVMe alone is a miss."""
+    world = stored_on_nvme(tmp_path / "kv", group=FULL)
+    reader = world.request()
+    now = [time.monotonic()]
+    monkeypatch.setattr(manager_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    state = reader.get_state(manager_module._RequestState)
+    state.lookup = lambda _key: manager_module._RETRY  # a device that does not answer
+    assert world.look(reader, 3, group=FULL) == [RETRY]
+    now[0] += 9.0
+    assert world.look(reader, 5, group=FULL) == [RETRY]
+    now[0] += 2.0
+    assert world.look(reader, *range(20), group=FULL) == [MISS] * 20
+    assert world.store.stats()["promoted_chunks"] == 0
+    world.manager.nothing_to_load(reader)
+    assert world.look(reader, 3, group=FULL) == [RETRY], "the next time anew"
+    world.close()

@@ -108,6 +108,38 @@ def test_events_of_vllms_connector(tmp_path: Path) -> None:
     world.close()
 
 
+def test_events_of_a_chunk_that_leaves_while_it_is_stored_again(tmp_path: Path) -> None:
+    world = World(host_bytes=4 << 20, directory=None)
+    group = ChunkGroup(world.workers[0].slot_layouts[0].rank_bytes, windowed=False)
+    world.manager.open(world.store, {"test": "1"}, [group], events=True)
+    writer = world.request()
+    world.stored(writer, [1], [3])
+    list(world.manager.take_events())
+    for name in range(100, 1500, 20):  # it goes
+        world.stored(writer, list(range(name, name + 20)), list(range(20)))
+    output = world.prepare_store(writer, [1])
+    told = [(event.keys, event.removed) for event in world.manager.take_events()]
+    assert any(removed and keys(1)[0] in gone for gone, removed in told)
+    world.copy_stores(output.store_spec, [3])
+    world.manager.complete_store(set(output.keys_to_store), writer)
+    (event,) = world.manager.take_events()
+    assert (event.keys, event.removed) == (keys(1), False)
+    world.close()
+
+
+def test_events_remember_no_chunk_that_was_never_published(tmp_path: Path) -> None:
+    world = World(host_bytes=4 << 20, directory=None)
+    group = ChunkGroup(world.workers[0].slot_layouts[0].rank_bytes, windowed=False)
+    world.manager.open(world.store, {"test": "1"}, [group], events=True)
+    writer = world.request()
+    output = world.prepare_store(writer, [1, 2])
+    world.manager.complete_store(set(output.keys_to_store), writer, success=False)
+    assert list(world.manager.take_events()) == []
+    assert world.manager._events is not None
+    assert not world.manager._events._known
+    world.close()
+
+
 class Chunks:
     """A store and its events, chunk by chunk."""
 

@@ -260,6 +260,24 @@ def tells_sources() -> bool:
     return hasattr(__getattr__("OffloadingConnector"), "get_external_cache_hit_sources")
 
 
+def request_context(connector_scheduler: Any, request_id: str) -> Any:
+    """The ReqContext that OffloadingConnector's scheduler has made for a request. None: it has none, or has it no more."""
+    status = connector_scheduler._req_status.get(request_id)
+    return None if status is None else status.req_context
+
+
+def stats_values(stats: Any) -> dict[str, dict[tuple[str, ...], Any]]:
+    """What an OffloadingConnectorStats holds: metric -> label values -> value, or the observations of a histogram."""
+    values: dict[str, dict[tuple[str, ...], Any]] = stats._values
+    return values
+
+
+def observe_all(stats: Any, name: str, values: list[float]) -> None:
+    """Of a histogram without labels. `values` may be empty: the series then exists, with nothing in it."""
+    stats._types.setdefault(name, "histogram")
+    stats_values(stats).setdefault(name, {}).setdefault((), []).extend(values)
+
+
 def none_hash_seed(algorithm: str) -> str:
     """The seed of the first block's hash. REQUIRES: a collision-resistant algorithm (others are seeded at random)."""
     hash_function = __getattr__("get_hash_fn_by_name")(algorithm)

@@ -215,6 +215,7 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
             events=events is not None and events.enable_kv_cache_events,
             log_requests=self._config.log_requests,
             stats=stats.StatsReporter(self._vllm_config.kv_transfer_config.kv_connector, self._config.verify),
+            promotion_deadline_s=self._config.promotion_deadline_s,
         )
         several = f"{len(groups)} KV cache groups, " if len(groups) > 1 else ""
         chunks = dict.fromkeys(f"{group.chunk_tokens} tokens, {group.payload_bytes} bytes" for group in groups)
@@ -242,14 +243,15 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         super().update_state_after_alloc(request, blocks, num_external_tokens)
         asked = self._asked.pop(request.request_id, None)
-        status = self.connector_scheduler._req_status.get(request.request_id)
-        if asked is None or status is None:
+        context = compat.request_context(self.connector_scheduler, request.request_id)
+        if context is not None and num_external_tokens == 0:
+            self._manager.nothing_to_load(context)
+        if asked is None or context is None:
             return
         nvme = 0
         if num_external_tokens and compat.tells_sources():
             nvme = self.get_external_cache_hit_sources(request, num_external_tokens).get(compat.CacheHitSource.DISK, 0)
         prompt = request.num_tokens
-        context = status.req_context
         self._manager.admitted(request.request_id, prompt, asked.computed_tokens, num_external_tokens, nvme, context)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
@@ -260,8 +262,8 @@ class NativeOffloadingConnector(compat.OffloadingConnector):  # type: ignore[mis
 
     def _with_report(self, request: Any, delayed: bool, parameters: dict[str, Any] | None) -> tuple[bool, dict[str, Any] | None]:
         self._asked.pop(request.request_id, None)
-        status = self.connector_scheduler._req_status.get(request.request_id)
-        report = self._manager.response(status.req_context) if status is not None else None
+        context = compat.request_context(self.connector_scheduler, request.request_id)
+        report = None if context is None else self._manager.response(context)
         return delayed, parameters if report is None else {**(parameters or {}), **report}
 
     def update_connector_output(self, connector_output: Any) -> None:

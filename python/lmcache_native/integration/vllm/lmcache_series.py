@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmcache_native.config import parse_flag
 from lmcache_native.errors import InvalidArgument
-from lmcache_native.integration.vllm import series
+from lmcache_native.integration.vllm import compat, series
 from lmcache_native.integration.vllm.series import Kind, Series
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ def set_gauges(stats: Any, snapshot: Mapping[str, int], rows: tuple[Series, ...]
 
 def _set_rate(stats: Any, name: str, part: str, whole: str) -> None:
     """Of what is in `stats` now: since the last report."""
-    total = stats._values[PREFIX + whole][()]
+    values = compat.stats_values(stats)
+    total = values[PREFIX + whole][()]
     if total:
-        stats.set_gauge(PREFIX + name, stats._values[PREFIX + part][()] / total)
+        stats.set_gauge(PREFIX + name, values[PREFIX + part][()] / total)

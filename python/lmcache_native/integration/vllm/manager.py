@@ -13,9 +13,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmcache_native import KeyDeriver, ReadLease, Request, Store, Tier, WriteLease
+from lmcache_native import ReadLease, Request, Store, WriteLease
 from lmcache_native.errors import InvalidArgument, LmcacheNativeError, NotFound, ResourceExhausted, Unavailable
 from lmcache_native.integration.vllm import compat
+from lmcache_native.integration.vllm.engine_key_events import EngineKeyEvents
 from lmcache_native.integration.vllm.namespace import Namespaces, RequestNamespace
 from lmcache_native.integration.vllm.slots import SlotLoadStoreSpec
 from lmcache_native.integration.vllm.stats import Admission, StatsReporter, log_admission
@@ -27,6 +28,7 @@ logger = get_logger(__name__)
 
 CLOSE_TIMEOUT_S = 2.0
 _MISS = 0
+_RETRY = 3
 _GROUP_BYTES = 4  # of an engine key's end: the index of its KV cache group
 
 
@@ -46,7 +48,19 @@ class ChunkGroup:
 class _RequestState:
     """What the manager knows of one request; lives in vLLM's ReqContext."""
 
-    __slots__ = ("admission", "begun_s", "budget_bytes", "finished", "load", "lookup", "namespace", "request", "settings", "stores")
+    __slots__ = (
+        "admission",
+        "begun_s",
+        "budget_bytes",
+        "finished",
+        "load",
+        "lookup",
+        "namespace",
+        "request",
+        "settings",
+        "stores",
+        "wait_until_s",
+    )
 
     def __init__(self, namespace: RequestNamespace | None, budget_bytes: int, settings: RequestSettings) -> None:
         self.namespace = namespace  # None: served without the cache
@@ -58,6 +72,7 @@ class _RequestState:
         self.lookup: Callable[[bytes], int] = _always_miss
         self.load: tuple[int, ReadLease] | None = None  # vLLM has at most one load of a request under way
         self.stores: dict[bytes, WriteLease] = {}
+        self.wait_until_s: float | None = None  # for promotions, all of them; time.monotonic()
         self.finished = False
 
     def usable_namespace(self) -> bytes | None:
@@ -71,6 +86,7 @@ class _RequestState:
             self.request.end()
             self.request = None
         self.lookup = _always_miss
+        self.wait_until_s = None
 
     def drop(self) -> None:
         """Lets go of everything, without waiting for jobs under way."""
@@ -104,7 +120,9 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         self._stats = StatsReporter()
         self.noted = self._stats.noted
         self._log_requests = False
-        self._engine_keys: dict[bytes, bytes] | None = None  # chunk key -> vLLM's, of chunks in any tier; None: no events
+        self._events: EngineKeyEvents | None = None  # None: nobody takes them
+        self._gaps: set[tuple[int, int]] = set()  # slots that a rank was never to fill: offset, generation
+        self._promotion_deadline_s = 0.0
         self._closed = False
         # By the int that Request.source returns.
         sources = compat.CacheHitSource
@@ -119,6 +137,7 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         events: bool = False,
         log_requests: bool = False,
         stats: StatsReporter | None = None,
+        promotion_deadline_s: float = 10.0,
     ) -> None:
         """The handshake told what the store needs. `description`: the namespace. `groups`: in vLLM's order. `events`: whether
         somebody takes them."""
@@ -127,8 +146,8 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         if stats is not None:
             self._stats, self.noted = stats, stats.noted
         if events:
-            self._engine_keys = {}
-            store.watch_changes()
+            self._events = EngineKeyEvents(store)
+        self._promotion_deadline_s = promotion_deadline_s
         self._namespaces = Namespaces(description)
         self._groups = tuple(groups)
         results = compat.LookupResult
@@ -218,8 +237,33 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
     # ---- loads --------------------------------------------------------------------------------------------------------
 
     def lookup(self, key: bytes, req_context: Any) -> Any:
-        found = req_context.get_state(_RequestState).lookup(key)
+        state: _RequestState = req_context.get_state(_RequestState)
+        found = state.lookup(key)
+        if found == _RETRY and self._waited_enough(state):
+            found = state.lookup(key)
         return self._results[key[-_GROUP_BYTES:]][found]
+
+    def _waited_enough(self, state: _RequestState) -> bool:
+        """One deadline for all that a request promotes: after a window that came too late vLLM looks for the next. From then on it
+        loads what is in host memory."""
+        now = time.monotonic()
+        if state.wait_until_s is None:
+            state.wait_until_s = now + self._promotion_deadline_s
+        if now < state.wait_until_s:
+            return False
+        namespace = state.usable_namespace()
+        state.end_request()
+        if namespace is not None:
+            state.request = self.store.begin_request(namespace, promote=False, priority=state.settings.priority)
+            state.lookup = state.request.lookup
+        return True
+
+    def nothing_to_load(self, req_context: Any) -> None:
+        """vLLM scheduled the request without a load: what its lookups found is held for nothing."""
+        state: _RequestState | None = req_context.get_state(_RequestState)
+        if state is not None and state.request is not None:
+            state.end_request()
+            state.lookup = self._first_lookup(state)
 
     def get_load_source(self, key: bytes, req_context: Any) -> Any:
         state: _RequestState = req_context.get_state(_RequestState)
@@ -269,8 +313,15 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
 
     def not_started(self, jobs: Iterable[NotStarted]) -> None:
         """Their ranks will write no words: without this the slots would wait for them for ever."""
+        slots: dict[tuple[int, bool], tuple[array[int], array[int]]] = {}
         for job in jobs:
-            self.store.job_not_started(job.rank, job.slots.offsets, job.slots.generations, load=job.load)
+            offsets, generations = slots.setdefault((job.rank, job.load), (array("Q"), array("I")))
+            offsets += job.slots.offsets
+            generations += job.slots.generations
+            if job.expected:
+                self._gaps.update(zip(job.slots.offsets, job.slots.generations, strict=True))
+        for (rank, load), (offsets, generations) in slots.items():
+            self.store.job_not_started(rank, offsets, generations, load=load)
 
     # ---- stores -------------------------------------------------------------------------------------------------------
 
@@ -285,6 +336,8 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         for key in keys:
             offered[self._numbers[key[-_GROUP_BYTES:]]].append(key)
         to_store: list[bytes] = []
+        leases: list[WriteLease] = []
+        by_lease: list[list[bytes]] = []
         offsets, generations, chunks = array("Q"), array("I"), [0] * len(self._groups)
         for number, (group, of_group) in enumerate(zip(self._groups, offered, strict=True)):
             if not of_group:
@@ -292,21 +345,26 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
             try:
                 lease = self.store.reserve_engine_keys(namespace, of_group, group.payload_bytes, for_worker=True)
             except ResourceExhausted:
-                if not to_store:
-                    return None  # vLLM offers the chunks again in its next step
-                break  # the leading ones, as within a group
+                for other in leases:  # a hit needs every group
+                    other.abort()
+                return None  # vLLM offers the chunks again in its next step
             reserved = [of_group[position] for position in lease.positions]
-            lease.set_priority(state.settings.priority)
-            state.begun_s[lease] = time.monotonic()
-            state.stores.update(dict.fromkeys(reserved, lease))
+            if not reserved:
+                continue
+            leases.append(lease)
+            by_lease.append(reserved)
             to_store += reserved
             offsets += lease.slot_offsets()
             generations += lease.generations()
             chunks[number] = len(reserved)
         self._serial += 1
-        if self._engine_keys is not None:
-            deriver = KeyDeriver(namespace)
-            self._engine_keys.update((deriver.derive(key), key) for key in to_store)
+        now = time.monotonic()
+        for lease, reserved in zip(leases, by_lease, strict=True):
+            lease.set_priority(state.settings.priority)
+            state.begun_s[lease] = now
+            state.stores.update(dict.fromkeys(reserved, lease))
+        if self._events is not None and to_store:
+            self._events.storing(namespace, to_store)
         spec = SlotLoadStoreSpec(self._serial, offsets, generations, tuple(chunks))
         return compat.PrepareStoreOutput(keys_to_store=to_store, store_spec=spec, evicted_keys=[])
 
@@ -316,7 +374,7 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
         groups = {lease: key[-_GROUP_BYTES:] for key in keys if (lease := state.stores.pop(key, None)) is not None}
         tokens, begun_s, failed = 0, time.monotonic(), False
         for lease, suffix in groups.items():
-            offered, published = len(lease), 0
+            offered, published = len(lease) - self._take_gaps(lease), 0
             if success and state.usable_namespace() is not None:
                 published = lease.commit()
             else:
@@ -324,9 +382,19 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
             tokens = max(tokens, published * self._groups[self._numbers[suffix]].chunk_tokens)
             begun_s = min(begun_s, state.begun_s.pop(lease, begun_s))
             failed |= published < offered
+        if self._events is not None:
+            self._events.stored(keys)
         if groups:
             self.noted.store_ended(tokens, time.monotonic() - begun_s, failed=failed)
         self._forget_if_idle(state)
+
+    def _take_gaps(self, lease: WriteLease) -> int:
+        """How many of its slots were not to be filled."""
+        if not self._gaps:
+            return 0
+        gaps = self._gaps.intersection(zip(lease.slot_offsets(), lease.generations(), strict=True))
+        self._gaps -= gaps
+        return len(gaps)
 
     def _tokens_of(self, keys: Collection[bytes]) -> int:
         """Of the group that has most: groups hold KV of the same tokens."""
@@ -346,29 +414,15 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
             state.namespace = None
         self._states = {state for state in self._states if not state.finished}
         self._loads.clear()
-        if self._engine_keys is not None:
-            self._engine_keys.clear()
+        self._gaps.clear()
+        if self._events is not None:
+            self._events.cleared()
         if self._store is not None:
             self._store.clear()
 
     def take_events(self) -> Iterable[Any]:
         """vLLM's OffloadingEvents, in order. What an earlier process left on NVMe has none: its engine keys are not known."""
-        if self._engine_keys is None or self._store is None:
-            return []
-        events: list[Any] = []
-        for key, tier, stored in self._store.take_changes():
-            engine_key = self._engine_keys.get(key)
-            if engine_key is None:
-                continue
-            medium = compat.Medium.CPU if tier == Tier.HOST else compat.Medium.STORAGE
-            last = events[-1] if events else None
-            if last is None or last.medium != medium or last.removed == stored:
-                last = compat.OffloadingEvent(keys=[], medium=medium, removed=not stored, removal_expected=True)
-                events.append(last)
-            last.keys.append(engine_key)
-            if not stored and self._store.lookup([key]).hit == 0:
-                del self._engine_keys[key]
-        return events
+        return [] if self._events is None or self._store is None else self._events.take()
 
     def get_stats(self) -> Any:
         if self._store is None or not self._stats.due():

@@ -40,7 +40,8 @@ class NativeStats(compat.OffloadingConnectorStats):  # type: ignore[misc]
     )
 
     def reduce(self) -> dict[str, int | float]:
-        return {shown: self._values[name][labels] for name, labels, shown in self.SHOWN if labels in self._values.get(name, {})}
+        values = compat.stats_values(self)
+        return {shown: values[name][labels] for name, labels, shown in self.SHOWN if labels in values.get(name, {})}
 
 
 def prom_metrics(vllm_config: Any, metric_types: Mapping[Any, Any], labelnames: list[str], per_engine_labelvalues: Any) -> Any:
@@ -206,7 +207,7 @@ class StatsReporter:
             for labels in row.noted:
                 stats.increase_counter(row.name, 0, labels)
         elif first and row.kind is Kind.HISTOGRAM:
-            _observe_all(stats, row.name, [])
+            compat.observe_all(stats, row.name, [])
 
     def _add_latencies(self, stats: Any, latencies: Mapping[str, list[tuple[int, float]]]) -> None:
         """Each bucket's mean, as often as it grew: the histogram's buckets, count and sum are then the store's."""
@@ -220,7 +221,7 @@ class StatsReporter:
                 if grown := count - last_count:
                     values += [_within((total - last_total) / grown, bucket)] * grown
             if values:
-                _observe_all(stats, row.name, values)
+                compat.observe_all(stats, row.name, values)
         self._last_latencies = latencies
 
 
@@ -229,12 +230,6 @@ def _within(seconds: float, bucket: int) -> float:
     bounds = series.SECONDS
     lowest = bounds[bucket - 1] * (1 + 1e-9) if bucket else 0.0
     return max(lowest, seconds if bucket == len(bounds) else min(seconds, bounds[bucket]))
-
-
-def _observe_all(stats: Any, name: str, values: list[float]) -> None:
-    """`values` may be empty: the series then exists, with nothing in it."""
-    stats._types.setdefault(name, "histogram")
-    stats._values.setdefault(name, {}).setdefault(NO_LABELS, []).extend(values)
 
 
 def log_admission(request_id: str, found: Admission, *, show: bool) -> None:

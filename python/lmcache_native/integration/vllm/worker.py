@@ -32,6 +32,7 @@ class NotStarted:
     rank: int
     load: bool
     slots: SlotLoadStoreSpec
+    expected: bool = False  # a store of what the engine has given up already: nothing failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +105,12 @@ class NativeOffloadingWorker(compat.OffloadingWorker, CopierClient):  # type: ig
             chunks, missing = len(slots), first_block % per_chunk
             if len(blocks) != chunks * per_chunk - missing:
                 why = f"{len(blocks)} blocks from number {first_block} on for {chunks} chunks of {per_chunk}"
-                self._store_not_started(job_id, slots, f"group {group}: {why}", logging.ERROR if not missing else logging.DEBUG)
+                level = logging.DEBUG if missing else logging.ERROR
+                self._store_not_started(job_id, slots, f"group {group}: {why}", level, expected=missing > 0)
                 continue
             if missing:
-                self._store_not_started(
-                    job_id, slots.chunks(0, 1), f"group {group}: a chunk's first blocks are gone", logging.DEBUG
-                )
+                why = f"group {group}: a chunk's first blocks are gone"
+                self._store_not_started(job_id, slots.chunks(0, 1), why, logging.DEBUG, expected=True)
                 slots, blocks, chunks = slots.chunks(1, chunks), blocks[per_chunk - missing :], chunks - 1
             if chunks:
                 begin = np.arange(chunks, dtype=np.uint32) * per_chunk
@@ -190,10 +191,10 @@ class NativeOffloadingWorker(compat.OffloadingWorker, CopierClient):  # type: ig
         copies, self._copies = self._copies, []
         return copies
 
-    def _store_not_started(self, job_id: int, slots: SlotLoadStoreSpec, why: str, level: int) -> None:
+    def _store_not_started(self, job_id: int, slots: SlotLoadStoreSpec, why: str, level: int, *, expected: bool = False) -> None:
         logger.log(level, "store job %d: %s", job_id, why)
         if len(slots):
-            self._not_started.append(NotStarted(self._rank, False, slots))
+            self._not_started.append(NotStarted(self._rank, False, slots, expected))
 
     def _load_failed(self, job_id: int, why: str) -> None:
         """None of it was started."""
