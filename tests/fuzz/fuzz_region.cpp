@@ -22,7 +22,8 @@ std::uint64_t sequence_from(const MadeStore& store, Input& input) {
   return choice < 0x80 ? choice : input.take<std::uint64_t>();
 }
 
-// One edit; whether what it left in the page has a checksum that was made to fit.
+// One edit; whether what it left in the page has a checksum that was made to fit, or is a record's header in another place: its
+// region's log finds it there, and reading it fails.
 bool edit(const MadeStore& store, std::span<std::byte> data, Input& input) {
   const auto kind = input.take<std::uint8_t>();
   const std::uint32_t page = input.take<std::uint16_t>() % static_cast<std::uint32_t>(data.size() / kPageBytes);
@@ -71,7 +72,7 @@ bool edit(const MadeStore& store, std::span<std::byte> data, Input& input) {
     default: {  // the copy of another page
       const std::uint32_t from = input.take<std::uint16_t>() % static_cast<std::uint32_t>(data.size() / kPageBytes);
       std::memmove(at, data.data() + from * kPageBytes, kPageBytes);
-      return false;
+      return slot_header(at)->magic == kSlotMagic;
     }
   }
 }
