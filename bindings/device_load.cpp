@@ -106,6 +106,18 @@ void submit(const LoaderObject& self, std::uint64_t id, const std::vector<std::s
   throw_if_error(without_gil(self, [&](DeviceLoader& loader) { return loader.submit(std::move(job)); }));
 }
 
+// As of a copier: a job that may write pages for ever is never polled, and who asks in vain must hear of it.
+std::vector<DeviceLoadDone> poll(const LoaderObject& self) {
+  Status lost;
+  std::vector<DeviceLoadDone> done = without_gil(self, [&](DeviceLoader& loader) {
+    std::vector<DeviceLoadDone> ended = loader.poll();
+    if (ended.empty()) lost = loader.lost();
+    return ended;
+  });
+  throw_if_error(lost);
+  return done;
+}
+
 void init_done(nb::module_& module) {
   nb::class_<DeviceLoadDone>(module, "DeviceLoadDone", "How one job of a DeviceLoader ended.")
       .def_ro("id", &DeviceLoadDone::id)
@@ -230,9 +242,11 @@ void init_device_load(nb::module_& module) {
            "other arguments\n"
            "as in PagedCopier.submit(). Items not verified within timeout_s fail. InvalidArgument, and nothing loaded, when "
            "something is out of bounds.")
-      .def(
-          "poll", [](const LoaderObject& self) { return without_gil(self, [](DeviceLoader& loader) { return loader.poll(); }); },
-          "Jobs that ended since the last call, each exactly once.")
+      .def("poll", poll,
+           "Jobs that ended since the last call, each exactly once. Unavailable, when there are none: a CUDA device answers "
+           "nothing but "
+           "errors, and\n"
+           "loads that it may still execute will never end.")
       .def(
           "wait",
           [](const LoaderObject& self, nb::handle ids, double timeout_s) {

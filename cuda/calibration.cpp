@@ -5,9 +5,11 @@
 #include <cstring>
 #include <memory>
 #include <thread>
+#include <utility>
 
 #include "cuda_error.hpp"
 #include "memory/slot_image.hpp"
+#include "per_process.hpp"
 
 namespace lmcn {
 namespace {
@@ -132,16 +134,25 @@ Scaled scaled(const PagedKvLayout& paged, std::size_t layers, std::int64_t block
   return scaled;
 }
 
+bool stopped(const MeasureLimits& limits) {
+  return limits.stop != nullptr && limits.stop->load(std::memory_order_acquire);
+}
+
 class Bench {
  public:
   /// kResourceExhausted, kIoError, kUnsupported.
   Status set_up(const PagedKvLayout& paged, const SlotLayout& slot, int device);
   Status add(PathKind kind);
-  /// One turn of a path: seconds.
-  Result<double> turn(std::size_t path, CopyDirection direction);
+  /// One turn of a path: seconds. kDeadlineExceeded, kAborted, kUnavailable: copies may still be under way.
+  Result<double> turn(std::size_t path, CopyDirection direction, const MeasureLimits& limits);
   double bytes() const { return bytes_; }
 
  private:
+  /// `failed`, once nothing is under way; kUnavailable: that cannot be known.
+  Status ended(Status failed) const {
+    const Status drained = drain(stream_.get());
+    return drained.code() == Code::kUnavailable ? drained : failed;
+  }
   std::unique_ptr<std::byte, DeviceFree> pages_;
   std::unique_ptr<std::byte, HostFree> arena_;
   Stream stream_;
@@ -222,7 +233,8 @@ Status Bench::add(PathKind kind) {
   return {};
 }
 
-Result<double> Bench::turn(std::size_t index, CopyDirection direction) {
+Result<double> Bench::turn(std::size_t index, CopyDirection direction, const MeasureLimits& limits) {
+  if (stopped(limits)) return Status(Code::kAborted, "the process ends");
   CopyPath& path = *paths_[index];
   job_.direction = direction;
   const std::uint32_t item = 0;
@@ -230,19 +242,27 @@ Result<double> Bench::turn(std::size_t index, CopyDirection direction) {
   Status status = cuda_check(cudaEventRecord(begin_.get(), stream_.get()), "cudaEventRecord");
   if (status.ok()) status = path.enqueue({job_, {&item, 1}, {&part, 1}, 0, geometry_->planes().size()}, stream_.get());
   if (status.ok()) status = cuda_check(cudaEventRecord(end_.get(), stream_.get()), "cudaEventRecord");
-  if (!status.ok()) {
-    // Nothing may be under way when the memory goes.
-    static_cast<void>(drain(stream_.get()));
-    return status;
-  }
+  if (!status.ok()) return ended(std::move(status));
+  const Clock::time_point late = Clock::now() + limits.turn;
   cudaError_t error = cudaErrorNotReady;
-  while ((error = cudaEventQuery(end_.get())) == cudaErrorNotReady) std::this_thread::yield();
+  while ((error = cudaEventQuery(end_.get())) == cudaErrorNotReady) {
+    if (stopped(limits)) return Status(Code::kAborted, "the process ends");
+    if (Clock::now() >= late) {
+      return Status(Code::kDeadlineExceeded, "copies have not ended within " + std::to_string(limits.turn.count()) + " ms");
+    }
+    std::this_thread::yield();
+  }
   status = cuda_check(error, "cudaEventQuery");
-  if (!status.ok()) static_cast<void>(drain(stream_.get()));
+  if (!status.ok()) return ended(std::move(status));
   float milliseconds = 0;
-  if (status.ok()) status = cuda_check(cudaEventElapsedTime(&milliseconds, begin_.get(), end_.get()), "cudaEventElapsedTime");
+  status = cuda_check(cudaEventElapsedTime(&milliseconds, begin_.get(), end_.get()), "cudaEventElapsedTime");
   if (!status.ok()) return status;
   return std::max(static_cast<double>(milliseconds), 1e-4) / 1e3;
+}
+
+/// Of turn().
+bool may_run_on(const Status& status) {
+  return status.code() == Code::kDeadlineExceeded || status.code() == Code::kAborted || status.code() == Code::kUnavailable;
 }
 
 double median(std::vector<double>& values) {
@@ -264,10 +284,10 @@ std::vector<PathKind> candidates_of(const CopyGeometry& geometry) {
 }
 
 Calibration measure_paths(const PagedKvLayout& paged, const SlotLayout& slot, int device, std::span<const PathKind> candidates,
-                          std::chrono::milliseconds budget) {
+                          const MeasureLimits& limits) {
   Calibration calibration;
-  Bench bench;
-  if (Status status = bench.set_up(paged, slot, device); !status.ok()) {
+  const auto bench = std::make_shared<Bench>();
+  if (Status status = bench->set_up(paged, slot, device); !status.ok()) {
     calibration.notes.push_back("nothing measured: " + status.message());
     return calibration;
   }
@@ -278,7 +298,7 @@ Calibration measure_paths(const PagedKvLayout& paged, const SlotLayout& slot, in
   };
   std::vector<Measured> measured;
   for (const PathKind kind : candidates) {
-    if (Status status = bench.add(kind); status.ok()) {
+    if (Status status = bench->add(kind); status.ok()) {
       measured.push_back({kind, {}, {}});
     } else {
       calibration.notes.push_back(std::string(path_name(kind)) + ": " + status.message());
@@ -287,13 +307,18 @@ Calibration measure_paths(const PagedKvLayout& paged, const SlotLayout& slot, in
   // Before turn 1 everything is done once: a path's first use may load a module, and pays for that alone.
   Clock::time_point deadline{};
   for (std::size_t turn = 0; turn <= kMostTurns; ++turn) {
-    if (turn == 1) deadline = Clock::now() + budget;
+    if (turn == 1) deadline = Clock::now() + limits.budget;
     if (turn > 1 && Clock::now() >= deadline) break;
     for (std::size_t i = 0; i < measured.size(); ++i) {
       Measured& path = measured[i];
       for (const CopyDirection direction : {CopyDirection::kGather, CopyDirection::kScatter}) {
         if (!path.failure.ok()) continue;
-        Result<double> seconds = bench.turn(i, direction);
+        Result<double> seconds = bench->turn(i, direction, limits);
+        if (may_run_on(seconds.status())) {
+          keep_for_ever(bench);
+          calibration.notes.push_back("nothing measured: " + std::string(path_name(path.kind)) + ": " + seconds.status().message());
+          return calibration;
+        }
         if (!seconds.ok()) path.failure = seconds.status();
         if (seconds.ok() && turn > 0) path.seconds[static_cast<std::size_t>(direction)].push_back(*seconds);
       }
@@ -305,8 +330,8 @@ Calibration measure_paths(const PagedKvLayout& paged, const SlotLayout& slot, in
       continue;
     }
     PathRate rate{path.kind};
-    rate.gather_gb_s = bench.bytes() / median(path.seconds[0]) / 1e9;
-    rate.scatter_gb_s = bench.bytes() / median(path.seconds[1]) / 1e9;
+    rate.gather_gb_s = bench->bytes() / median(path.seconds[0]) / 1e9;
+    rate.scatter_gb_s = bench->bytes() / median(path.seconds[1]) / 1e9;
     calibration.rates.push_back(rate);
   }
   return calibration;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <span>
 #include <string>
@@ -28,12 +29,19 @@ struct Calibration {
 /// The candidates worth measuring: long runs need no kernel.
 std::vector<PathKind> candidates_of(const CopyGeometry& geometry);
 
+struct MeasureLimits {
+  std::chrono::milliseconds budget{0};
+  std::chrono::milliseconds turn{10'000};   // within which a turn, of a few ms, must end
+  const std::atomic<bool>* stop = nullptr;  // once it is true nothing more is asked of CUDA; outlives the call
+};
+
 /// Copies part of a chunk between memory of its own, on the device and registered on the host, in turns and both directions;
-/// medians. Each candidate has one turn that is not counted and one that is; the others begin within `budget` after the first ones.
-/// Whatever fails is a note, and its candidate has no rate. REQUIRES: the device is current on this thread, which waits for the
-/// device, by polling.
+/// medians. Each candidate has one turn that is not counted and one that is; the others begin within `limits.budget` after the
+/// first ones. Whatever fails is a note, and its candidate has no rate. A turn that does not end, or limits.stop, leaves no rate at
+/// all, and the memory is kept for ever: copies may still be under way. REQUIRES: the device is current on this thread, which waits
+/// for the device, by polling.
 Calibration measure_paths(const PagedKvLayout& paged, const SlotLayout& slot, int device, std::span<const PathKind> candidates,
-                          std::chrono::milliseconds budget);
+                          const MeasureLimits& limits);
 
 /// The fastest; within a twentieth of it the first in the order of PathKind. nullopt: nothing was measured.
 std::optional<PathKind> fastest(const Calibration& calibration, CopyDirection direction);

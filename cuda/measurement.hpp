@@ -21,6 +21,9 @@ class Measurement {
   /// `geometry`: of `paged` and `slot`, anywhere. REQUIRES: the device is current on this thread.
   static std::shared_ptr<const Measurement> of(const PagedKvLayout& paged, const SlotLayout& slot, const CopyGeometry& geometry,
                                                int device);
+  /// What is under way ends without asking anything more of CUDA, and so does what is begun later. false: not within `timeout`. At
+  /// exit this is done with 200 ms: CUDA must not be used while it is unloaded.
+  static bool stop_all(std::chrono::milliseconds timeout);
   /// As in a process that has measured nothing, once what is under way has ended. For tests.
   static void forget_all();
 

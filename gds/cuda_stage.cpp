@@ -2,6 +2,7 @@
 // plugin.
 #include <cuda_runtime_api.h>
 
+#include <chrono>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -42,12 +43,17 @@ struct alignas(64) VerifyBlock {
 
 class CudaLane final : public DeviceStageLane {
  public:
-  CudaLane(const CopyGeometry* geometry, PagedKernel* kernel, int device, std::byte* memory, std::uint64_t bytes)
-      : geometry_(geometry), kernel_(kernel), device_(device), memory_(memory), bytes_(bytes) {}
+  CudaLane(const CopyGeometry* geometry, PagedKernel* kernel, int device, std::byte* memory, const StageOptions& options)
+      : geometry_(geometry),
+        kernel_(kernel),
+        device_(device),
+        memory_(memory),
+        bytes_(options.lane_bytes),
+        lost_after_(options.lost_after) {}
 
   ~CudaLane() override {
     // Memory that a device may still write stays mapped.
-    const bool ended = stream_ == nullptr || (broken_.ok() && drain(stream_).ok());
+    const bool ended = stream_ == nullptr || (broken_.ok() && drain(stream_, lost_after_).ok());
     if (stream_ != nullptr) static_cast<void>(cudaStreamDestroy(stream_));
     if (ended_ != nullptr) static_cast<void>(cudaEventDestroy(ended_));
     if (ended && block_ != nullptr) static_cast<void>(cudaFreeHost(block_));
@@ -73,6 +79,7 @@ class CudaLane final : public DeviceStageLane {
 
   std::byte* memory() noexcept override { return memory_; }
   bool broken() const noexcept override { return !broken_.ok(); }
+  Status stranded() const override { return broken_.code() == Code::kUnavailable ? broken_ : Status(); }
 
   Result<std::byte*> host_memory() override {
     if (host_ == nullptr) {
@@ -134,7 +141,7 @@ class CudaLane final : public DeviceStageLane {
     if (status.ok()) status = cuda_check(cudaEventRecord(ended_, stream_), "cudaEventRecord");
     if (status.ok()) status = cuda_check(cudaEventSynchronize(ended_), "cudaEventSynchronize");
     if (status.ok()) return {};
-    broken_ = drain(stream_);
+    broken_ = drain(stream_, lost_after_);
     if (broken_.ok() && kernel_ != nullptr) kernel_->drained(stream_);
     return status;
   }
@@ -144,6 +151,7 @@ class CudaLane final : public DeviceStageLane {
   const int device_;
   std::byte* const memory_;
   const std::uint64_t bytes_;
+  const std::chrono::milliseconds lost_after_;
   cudaStream_t stream_ = nullptr;
   cudaEvent_t ended_ = nullptr;
   VerifyBlock *block_ = nullptr, *device_block_ = nullptr;  // the same bytes, by host and device addresses
@@ -180,8 +188,7 @@ class CudaStage final : public DeviceStage {
   std::byte* base() noexcept override { return memory_; }
   std::uint64_t bytes() const noexcept override { return options_.lane_bytes * options_.lanes; }
   std::unique_ptr<DeviceStageLane> make_lane(unsigned index) override {
-    return std::make_unique<CudaLane>(geometry_, kernel_.get(), device_, memory_ + index * options_.lane_bytes,
-                                      options_.lane_bytes);
+    return std::make_unique<CudaLane>(geometry_, kernel_.get(), device_, memory_ + index * options_.lane_bytes, options_);
   }
 
   Status on_device(const std::function<Status()>& work) override {

@@ -790,7 +790,10 @@ class DeviceLoader:
         """
 
     def poll(self) -> list[DeviceLoadDone]:
-        """Jobs that ended since the last call, each exactly once."""
+        """
+        Jobs that ended since the last call, each exactly once. Unavailable, when there are none: a CUDA device answers nothing but errors, and
+        loads that it may still execute will never end.
+        """
 
     def wait(self, ids: lmcache_native._types.IntArray, timeout_s: float = 30.0) -> None:
         """

@@ -12,6 +12,7 @@
 #include "calibration_cache.hpp"
 #include "cuda_fixture.hpp"
 #include "measurement.hpp"
+#include "per_process.hpp"
 
 namespace lmcn::copier_suite {
 namespace {
@@ -122,7 +123,7 @@ TEST_F(CudaCalibration, MeasuresEveryLayout) {
     const SlotLayout slot = SlotLayout::make(paged.layout(), c.chunk_tokens).value();
     fake_cuda::set_cost("kernel", 1);
     ASSERT_TRUE(cudaSetDevice(kDevice) == cudaSuccess);
-    const Calibration measured = measure_paths(paged.layout(), slot, kDevice, kAllPaths, std::chrono::milliseconds(0));
+    const Calibration measured = measure_paths(paged.layout(), slot, kDevice, kAllPaths, {});
     ASSERT_TRUE(cudaSetDevice(0) == cudaSuccess);
     EXPECT_EQ(measured.notes, std::vector<std::string>()) << c.name();
     EXPECT_EQ(measured.rates.size(), kAllPaths.size()) << c.name();
@@ -136,7 +137,7 @@ TEST_F(CudaCalibration, TheFirstUseOfAPathIsNotCounted) {
   for (const char* call : {"cudaMemcpyAsync", "cudaMemcpy2DAsync", "cuMemcpyBatchAsync", "kernel"})
     fake_cuda::set_first_cost(call, 1e6);
   ASSERT_TRUE(cudaSetDevice(kDevice) == cudaSuccess);
-  const Calibration measured = measure_paths(paged_->layout(), slot_, kDevice, kAllPaths, std::chrono::milliseconds(0));
+  const Calibration measured = measure_paths(paged_->layout(), slot_, kDevice, kAllPaths, {});
   ASSERT_TRUE(cudaSetDevice(0) == cudaSuccess);
   EXPECT_EQ(measured.notes, std::vector<std::string>());
   EXPECT_EQ(fastest(measured, CopyDirection::kGather), PathKind::kKernel);
@@ -293,6 +294,49 @@ TEST_F(CudaCalibration, WhatWasMeasuredButCannotBeMadeLaterIsANote) {
   EXPECT_EQ(details.find("stores by memcpy (GB/s: "), 0u) << details;
   EXPECT_NE(details.find("; loads by memcpy; kernel: cudaMalloc: out of memory (2)"), std::string::npos) << details;
   EXPECT_NE(details.find("; memcpy: cudaDeviceGetAttribute: out of memory (2); arena "), std::string::npos) << details;
+}
+
+TEST_F(CudaCalibration, CopiesThatDoNotEndAreNotWaitedForForEverAndKeepTheirMemory) {
+  const fake_cuda::State before = fake_cuda::state();
+  fake_cuda::fail_all("cudaEventQuery", cudaErrorNotReady);
+  ASSERT_TRUE(cudaSetDevice(kDevice) == cudaSuccess);
+  const Calibration measured = measure_paths(paged_->layout(), slot_, kDevice, kAllPaths, {.turn = 1ms});
+  EXPECT_TRUE(measured.rates.empty());
+  ASSERT_EQ(measured.notes.size(), 1u);
+  EXPECT_EQ(measured.notes[0].find("nothing measured: "), 0u) << measured.notes[0];
+  EXPECT_NE(measured.notes[0].find(": copies have not ended within 1 ms"), std::string::npos) << measured.notes[0];
+  EXPECT_GT(fake_cuda::state().live_device_blocks, before.live_device_blocks) << "memory of copies that may still run";
+  fake_cuda::reset();
+  release_kept();
+  EXPECT_EQ(fake_cuda::state().live_device_blocks, before.live_device_blocks);
+  EXPECT_EQ(fake_cuda::state().live_host_blocks, before.live_host_blocks);
+  ASSERT_TRUE(cudaSetDevice(0) == cudaSuccess);
+}
+
+// As at exit, where CUDA is about to be unloaded.
+TEST_F(CudaCalibration, WhatIsUnderWayIsStoppedAndAsksNothingMoreOfCuda) {
+  copier_.reset();
+  Measurement::forget_all();
+  fake_cuda::fail_all("cudaEventQuery", cudaErrorNotReady);
+  const auto prepare = [&](std::chrono::milliseconds wait) { return prepare_cuda_copier(paged_->layout(), slot_, kDevice, wait); };
+  EXPECT_FALSE(prepare(0ms).value());
+  const auto until = std::chrono::steady_clock::now() + 60s;
+  while (fake_cuda::calls("cudaEventQuery") == 0 && std::chrono::steady_clock::now() < until) std::this_thread::yield();
+  const int freed = fake_cuda::calls("cudaFree");
+  EXPECT_TRUE(Measurement::stop_all(60s));
+  EXPECT_EQ(fake_cuda::calls("cudaFree"), freed);
+  EXPECT_TRUE(prepare(0ms).value()) << "it has ended";
+  EXPECT_TRUE(files().empty());
+  fake_cuda::reset();
+  copier_ = make_cuda_copier(paged_->layout(), slot_, arena_->base(), arena_->bytes(), case_.options, kDevice).value();
+  EXPECT_EQ(copier_->name(), "cuda-memcpy");
+  EXPECT_NE(copier_->details().find(": the process ends"), std::string::npos) << copier_->details();
+  copier_.reset();
+  Measurement::forget_all();
+  std::thread([] {
+    EXPECT_EQ(cudaSetDevice(kDevice), cudaSuccess);
+    release_kept();
+  }).join();
 }
 
 TEST_F(CudaCalibration, PreparingSaysWhatIsWrong) {

@@ -7,6 +7,7 @@
 #include <set>
 #include <thread>
 
+#include "copy/device_load_files.hpp"
 #include "fake_cudart.hpp"
 #include "fake_gds.hpp"
 #include "load_fixture.hpp"
@@ -213,7 +214,78 @@ class Broken : public OnDevice {
     fake_cuda::fail("cudaStreamSynchronize", 1, error);
     ASSERT_TRUE(loader->submit(job).ok());
   }
+  /// Asking for the end of anything is answered by an error that says nothing of it, and the lanes do not ask for long.
+  void answer_nothing() {
+    fake_cuda::reset();
+    fake_cuda::fail_all("cudaStreamSynchronize", cudaErrorNotPermitted);
+  }
+  static void release_kept() {
+    EXPECT_EQ(cudaSetDevice(kDevice), cudaSuccess);
+    release_lost();
+    EXPECT_EQ(cudaSetDevice(0), cudaSuccess);
+  }
+  static void expect_lost(const Status& status) {
+    EXPECT_EQ(status.code(), Code::kUnavailable) << status.to_string();
+    EXPECT_NE(status.message().find("counts as lost after 0 ms of errors, and may still copy"), std::string::npos)
+        << status.to_string();
+  }
 };
+
+// To report it, even as failed, would give pages to another request that the kernel then writes.
+TEST_F(Broken, AnItemWhoseKernelMayStillRunIsNeverReportedAndWhatItReadsIsKept) {
+  const fake_cuda::State before = fake_cuda::state();
+  loading.lost_after = 0ms;
+  make_lanes(1);
+  DeviceLoadJob job = one_record(1, 1);
+  expect_loaded(job, 0, 1);
+  DeviceLoadJob behind = one_record(2, 2);
+  HeldStream held;
+  job.stream = held.handle();
+  answer_nothing();
+  fake_cuda::fail("cudaEventSynchronize", 2, cudaErrorNotPermitted);  // after the verification's
+  ASSERT_TRUE(loader->submit(job).ok());
+  ASSERT_TRUE(fake_cuda::wait_until([](const fake_cuda::State& s) { return s.streams_waiting == 1; }));
+  static_cast<void>(loader->submit(behind));  // refused, or accepted and failed
+  const std::uint64_t ids[] = {1};
+  const Status waited = loader->wait(ids, 60s);
+  EXPECT_NE(waited.message().find("scatter: cudaEventSynchronize: some other error (800); "), std::string::npos)
+      << waited.to_string();
+  expect_lost(waited);
+  expect_lost(loader->lost());
+  for (const DeviceLoadDone& done : loader->poll()) EXPECT_EQ(done.id, 2u) << "its kernel is still to run";
+  expect_lost(loader->submit(one_record(3, 3)));
+  loader->cancel(ids);
+  EXPECT_TRUE(loader->poll().empty());
+  held.open();
+  loader.reset();
+  EXPECT_GT(fake_cuda::state().live_device_blocks, before.live_device_blocks) << "memory of a kernel that may still run";
+  expect_pages();
+  EXPECT_GT(fake_gds().open_files, 0);
+  fake_cuda::reset();
+  release_kept();
+  EXPECT_EQ(fake_cuda::state().live_device_blocks, before.live_device_blocks);
+  EXPECT_EQ(fake_gds().open_files, 0);
+}
+
+TEST_F(Broken, AnItemThatMayStillBeVerifiedFailsAndItsMemoryIsKept) {
+  const fake_cuda::State before = fake_cuda::state();
+  loading.lost_after = 0ms;
+  make_lanes(2);
+  const DeviceLoadJob job = one_record(1, 1);
+  answer_nothing();
+  fake_cuda::fail("cudaEventSynchronize", 1, cudaErrorNotPermitted);
+  expect_failed(load(job), 0, Code::kIoError, "cudaEventSynchronize: some other error (800)");
+  EXPECT_TRUE(loader->lost().ok()) << "no page was touched: " << loader->lost().to_string();
+  fake_cuda::reset();
+  const DeviceLoadJob next = one_record(2, 2);
+  expect_loaded(next, 0, 2);
+  EXPECT_TRUE(load(next).ok) << "the other lane goes on";
+  expect_pages();
+  loader.reset();
+  EXPECT_GT(fake_cuda::state().live_device_blocks, before.live_device_blocks);
+  release_kept();
+  EXPECT_EQ(fake_cuda::state().live_device_blocks, before.live_device_blocks);
+}
 
 // vLLM hands pages out anew as soon as a load is reported.
 TEST_F(Broken, AnItemIsReportedOnlyAfterItsKernelHasEnded) {

@@ -67,7 +67,7 @@ struct DeviceLoadPath {
 ///  kIoError, kNotFound, kFormatVersion  the file could not be opened or read, is shorter, or is of another format
 ///  kDeadlineExceeded  it was not verified by the job's deadline; kAborted: it was cancelled, or the loader is going away
 /// No byte of a record reaches a page before all its segments were verified in the very memory that is then copied. An item whose
-/// copy to pages has begun is waited for, whatever the deadline.
+/// copy to pages has begun is waited for, whatever the deadline; when nobody can tell whether it has ended: see lost().
 class DeviceLoader {
  public:
   virtual ~DeviceLoader() = default;  // waits for reads under way; what was not started fails
@@ -75,10 +75,14 @@ class DeviceLoader {
   virtual Status submit(DeviceLoadJob job) = 0;
   /// Jobs that ended since the last call; each exactly once.
   virtual std::vector<DeviceLoadDone> poll() = 0;
-  /// Waits until none of `ids` is under way. kDeadlineExceeded.
+  /// Waits until none of `ids` is under way. kDeadlineExceeded. kUnavailable: lost().
   virtual Status wait(std::span<const std::uint64_t> ids, std::chrono::milliseconds timeout) = 0;
   /// Items not yet verified fail at once with kAborted; a read under way is left to end and its bytes are dropped.
   virtual void cancel(std::span<const std::uint64_t> ids) = 0;
+  /// kUnavailable: a device has answered nothing but errors for DeviceLoaderOptions::lost_after, and jobs whose copies to pages it
+  /// may still execute will never come through poll(): their pages cannot be given to anyone. No job is accepted any more. kOk: no
+  /// such thing happened.
+  virtual Status lost() const { return {}; }
   /// Of all paths(), the one that is furthest from GDS: "gds", "gds-compat", "host"; "none" while nothing was read and it is not
   /// known.
   virtual std::string name() const = 0;
@@ -99,6 +103,7 @@ struct DeviceLoaderOptions {
   unsigned files = 1;                     // that items will name; each has at most in_flight / files of the reads, and one at least
   const LmcnGdsPlugin* plugin = nullptr;  // load_gds_plugin(); null: the host path
   bool allow_compat = false;              // whether kvikio without GDS will do (tests, measuring); else kUnavailable
+  std::chrono::milliseconds lost_after{30'000};  // as CopierOptions::lost_after
 };
 
 /// kInvalidArgument: layout, rank, or buffer_bytes that holds no record. kUnavailable: no CUDA, no GDS and compat not allowed, or

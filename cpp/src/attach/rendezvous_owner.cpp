@@ -358,14 +358,22 @@ class SocketOwner final : public RendezvousOwner {
     } else if (status.ok() && pending() >= kMaxPending) {
       status = {Code::kUnavailable, "too many connections wait to be greeted (" + std::to_string(kMaxPending) + ")"};
     }
+    Connection connection;
+    if (status.ok()) {
+      // Without it a rank counts as gone soon after its socket's end, which says nothing of its copies.
+      Result<UniqueFd> process = wire::peer_process(socket.get(), peer->pid);
+      if (process.ok()) {
+        connection.process = std::move(process).value();
+      } else {
+        status = {process.status().code(), process.status().message() + " in the owner (process " + std::to_string(pid_) + ")"};
+      }
+    }
     if (!status.ok()) {
       (void)wire::send_reply(socket.get(), wire::refusal(status), -1);
       return;
     }
-    Connection connection;
     connection.socket = std::move(socket);
     connection.pid = peer->pid;
-    connection.process = wire::peer_process(connection.socket.get(), peer->pid);
     connection.hello_deadline = Clock::now() + wire::kHelloDeadline;
     connections_.push_back(std::move(connection));
   }

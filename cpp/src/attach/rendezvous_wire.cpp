@@ -56,7 +56,7 @@ Result<ucred> peer_of(int socket) {
   return peer;
 }
 
-UniqueFd peer_process(int socket, pid_t pid) {
+Result<UniqueFd> peer_process(int socket, pid_t pid) {
 #ifdef SO_PEERPIDFD
   constexpr int kPeerPidfd = SO_PEERPIDFD;
 #else
@@ -65,8 +65,14 @@ UniqueFd peer_process(int socket, pid_t pid) {
   // Of the very process that connected; by its number it may be another one by now.
   int process = -1;
   socklen_t length = sizeof process;
+  const auto short_of = [] { return errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS; };
   if (::getsockopt(socket, SOL_SOCKET, kPeerPidfd, &process, &length) == 0) return UniqueFd(process);
-  return pid > 0 ? UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))) : UniqueFd();
+  if (!short_of() && pid > 0) {
+    process = static_cast<int>(::syscall(SYS_pidfd_open, pid, 0));
+    if (process >= 0) return UniqueFd(process);
+  }
+  if (!short_of()) return UniqueFd();
+  return Status::from_errno(errno, "pidfd of process " + std::to_string(pid), Code::kUnavailable);
 }
 
 bool has_ended(pid_t pid) noexcept {

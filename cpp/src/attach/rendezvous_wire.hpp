@@ -63,8 +63,8 @@ struct Address {
 Address address_of(const std::string& path);
 
 /// Of the process at the other end, readable once it has exited; invalid where the kernel has or allows none, or the process is
-/// gone.
-UniqueFd peer_process(int socket, pid_t pid);
+/// gone. kUnavailable: there would be one, but for want of a descriptor or of memory.
+Result<UniqueFd> peer_process(int socket, pid_t pid);
 
 UniqueFd seqpacket_socket();  // non-blocking, close-on-exec; invalid with errno set
 

@@ -13,6 +13,9 @@
 //  D5  The first lane whose read got lost goes on in spare memory, which GDS never reads into: there it is found out whether the
 //      file or GDS was at fault. GDS is given up at the latest when more than half of the lanes' memory is lost.
 //  D4  A job is reported once, when its last item has ended.
+//  D6  An item whose copy to pages may still run (DeviceStageLane::stranded) never ends, and so neither does its job: whoever is
+//  told
+//      of its end gives its pages to others. What such a lane used outlives the loader.
 #include "lmcn/device_load.hpp"
 
 #include <algorithm>
@@ -21,6 +24,7 @@
 #include <mutex>
 #include <thread>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "base/seq_points.hpp"
@@ -87,9 +91,10 @@ class Loader final : public DeviceLoader {
     time_.notify_all();
     for (std::thread& lane : lanes_) lane.join();
     if (timekeeper_.joinable()) timekeeper_.join();
-    if (!lost_.empty()) {
+    if (!lost_.empty() || keep_stage_) {
       lost_.push_back(std::move(files_));
       lost_.push_back(std::move(stage_));
+      lost_.push_back(geometry_);
       keep_lost(std::move(lost_));
       return;
     }
@@ -108,6 +113,7 @@ class Loader final : public DeviceLoader {
     job->mark = std::move(mark).value();
     {
       std::lock_guard lock(mutex_);
+      LMCN_RETURN_IF_ERROR(stranded_);
       if (!jobs_.emplace(job->load.id, job).second) {
         return {Code::kInvalidArgument,
                 "job id is " + std::to_string(job->load.id) + ", must differ from those of unfinished jobs"};
@@ -135,8 +141,11 @@ class Loader final : public DeviceLoader {
   Status wait(std::span<const std::uint64_t> ids, std::chrono::milliseconds timeout) override {
     std::unique_lock lock(mutex_);
     const auto under_way = [&](std::uint64_t id) { return jobs_.contains(id); };
-    const auto none = [&] { return std::ranges::none_of(ids, under_way); };
-    if (progress_.wait_for(lock, std::min(timeout, kLongestWait), none)) return {};
+    const auto stranded = [&](std::uint64_t id) { return stranded_jobs_.contains(id); };
+    const auto known = [&] { return std::ranges::none_of(ids, under_way) || std::ranges::any_of(ids, stranded); };
+    if (progress_.wait_for(lock, std::min(timeout, kLongestWait), known)) {
+      return std::ranges::any_of(ids, stranded) ? stranded_ : Status();
+    }
     return {Code::kDeadlineExceeded, std::to_string(std::ranges::count_if(ids, under_way)) + " of " + std::to_string(ids.size()) +
                                          " jobs under way after " + std::to_string(timeout.count()) + " ms"};
   }
@@ -149,6 +158,11 @@ class Loader final : public DeviceLoader {
         end_open(*job, {Code::kAborted, "cancelled"});
       }
     }
+  }
+
+  Status lost() const override {
+    std::lock_guard lock(mutex_);
+    return stranded_;
   }
 
   std::string name() const override {
@@ -253,7 +267,21 @@ class Loader final : public DeviceLoader {
     notes_.push_back("no lane is left for GPUDirect Storage; reading through host memory from now on: " + why.message());
     work_.notify_all();
   }
-  void lane_broke(const Status& why) { lane_ended("every lane has lost the device", why); }
+  void lane_broke(const DeviceStageLane& lane, const Status& why) {
+    keep_stage_ = keep_stage_ || !lane.stranded().ok();
+    lane_ended("every lane has lost the device", why);
+  }
+
+  /// D6. Of the others, what has not begun to move ends.
+  void strand(const LoadJob& job, const Status& why) {
+    if (stranded_.ok()) stranded_ = why;
+    stranded_jobs_.insert(job.load.id);
+    progress_.notify_all();
+    queue_.drop_waiting();
+    std::vector<JobPtr> jobs;
+    for (const auto& [id, open] : jobs_) jobs.push_back(open);
+    for (const JobPtr& open : jobs) end_open(*open, why);
+  }
 
   /// The memory of a lane is not used any more: its read of `item` got lost. The item is read once more.
   void lane_lost(QueuedItem item, ReadOutcome outcome) {
@@ -298,7 +326,7 @@ class Loader final : public DeviceLoader {
     const std::unique_ptr<DeviceStageLane> spare = stage_->make_lane(lane_count_);
     const Status ready = spare->attach();
     lock.lock();
-    if (!ready.ok()) return lane_broke(ready);
+    if (!ready.ok()) return lane_broke(*spare, ready);
     on_spare_ = true;
     leave_all_to_spare(lost);
     static_cast<void>(serve(*spare, *page, true, lock));
@@ -331,7 +359,7 @@ class Loader final : public DeviceLoader {
       const bool wanted = job->states[item] == ItemState::kReading;
       if (lane.broken()) {
         if (wanted) end_item(*job, item, status);
-        lane_broke(status);
+        lane_broke(lane, status);
         return {};
       }
       if (!wanted) continue;
@@ -345,9 +373,13 @@ class Loader final : public DeviceLoader {
       status = lane.scatter(job->copy, static_cast<std::uint32_t>(item), segments_.rank_part, job->mark.get());
       if (!status.ok()) status = Status(Code::kIoError, "scatter: " + status.message());
       lock.lock();
-      end_item(*job, item, status);
+      if (const Status stranded = lane.stranded(); !stranded.ok()) {
+        strand(*job, {stranded.code(), status.message() + "; " + stranded.message()});
+      } else {
+        end_item(*job, item, status);
+      }
       if (lane.broken()) {
-        lane_broke(status);
+        lane_broke(lane, status);
         return {};
       }
     }
@@ -444,6 +476,9 @@ class Loader final : public DeviceLoader {
   bool stop_ = false;
   unsigned attached_ = 0, working_ = 0, lost_lanes_ = 0;  // lanes
   std::vector<std::shared_ptr<const void>> lost_;         // what reads that got lost may still use
+  bool keep_stage_ = false;                               // a lane is stranded
+  std::unordered_set<std::uint64_t> stranded_jobs_;       // of jobs_
+  Status stranded_;                                       // why the first of them is
   Status attach_failure_;
   Status no_lane_;  // why working_ is 0
 
@@ -478,7 +513,7 @@ Result<std::unique_ptr<DeviceLoader>> make_device_loader(const PagedKvLayout& pa
   const auto parts = static_cast<unsigned>(std::min<std::uint64_t>(kMaxLanes + 1, options.buffer_bytes / segments.padded_bytes));
   const bool spare = options.plugin != nullptr && parts > 1;
   const unsigned lanes = std::min(options.in_flight, spare ? parts - 1 : parts);
-  const StageOptions staging{segments.padded_bytes, lanes + (spare ? 1 : 0)};
+  const StageOptions staging{segments.padded_bytes, lanes + (spare ? 1 : 0), options.lost_after};
   // No job of a loader names a place in an arena: every item passes check_job() as if of one slot at its start.
   static std::byte no_arena;
   Result<CopyGeometry> made =

@@ -24,6 +24,7 @@ class HostLane final : public DeviceStageLane {
   Status attach() override { return {}; }
   std::byte* memory() noexcept override { return memory_; }
   bool broken() const noexcept override { return false; }
+  Status stranded() const override { return {}; }
   Result<std::byte*> host_memory() override { return memory_; }
   Status upload(std::uint64_t) override { return {}; }
   Status download(std::uint64_t) override { return {}; }

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
@@ -131,6 +132,7 @@ class Prober {
         status = work(*lane, piece);
         busy += Clock::now() - begun;
       }
+      if (!lane->stranded().ok()) lost_ = true;
       std::lock_guard lock(mutex);
       longest = std::max(longest, busy);
       if (status.ok()) return;
@@ -257,8 +259,9 @@ Result<GdsProbe> probe_gds(const GdsProbeOptions& options) {
   if (!host.ok()) return host.status();
   GdsProbe probe;
   GdsSide gds;
+  std::optional<Prober> prober;
   const std::shared_ptr<void> given_back(nullptr, [&](void*) {
-    if (*stage == nullptr) return;  // kept
+    if (prober && prober->lost()) return keep_lost({std::shared_ptr<DeviceStage>(std::move(*stage)), std::move(gds.file)});
     static_cast<void>((*stage)->on_device([&] {
       gds.file.reset();
       return Status();
@@ -270,17 +273,16 @@ Result<GdsProbe> probe_gds(const GdsProbeOptions& options) {
   }));
 
   if (probe.mode != "gds" && !options.measure_without_gds) return probe;
-  Prober prober(**stage, options.in_flight, pieces);
-  Result<double> written = prober.host_write(**host);
+  prober.emplace(**stage, options.in_flight, pieces);
+  Result<double> written = prober->host_write(**host);
   if (!written.ok()) return written.status();
   probe.host_write = *written;
-  Result<double> right = prober.host_read(**host, true);
+  Result<double> right = prober->host_read(**host, true);
   if (!right.ok()) return Status(Code::kIoError, "scratch file in " + options.directory + ": " + right.status().message());
-  Result<double> read = prober.host_read(**host, false);
+  Result<double> read = prober->host_read(**host, false);
   if (!read.ok()) return read.status();
   probe.host_read = *read;
-  if (gds.file) measure_gds(prober, *gds.file, probe);
-  if (prober.lost()) keep_lost({std::shared_ptr<DeviceStage>(std::move(*stage)), std::move(gds.file)});
+  if (gds.file) measure_gds(*prober, *gds.file, probe);
   return probe;
 }
 

@@ -2,6 +2,7 @@
 // the staging memory; a lane is used by one thread.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -44,6 +45,9 @@ class DeviceStageLane {
   /// Since a call failed: something may still read or write memory() and nobody can tell when it ends. Nothing may be put there any
   /// more. While this is false, whatever a call began has ended when the call returns, failed or not.
   virtual bool broken() const noexcept = 0;
+  /// kUnavailable: what a call that failed began may still run, and write whatever it was told to, for all that can be known. ok:
+  /// it has ended, or the device is lost and runs nothing.
+  virtual Status stranded() const = 0;
   /// Host memory of the same size, 4096-aligned, that upload() takes to memory(); the same memory where that is the host's.
   virtual Result<std::byte*> host_memory() = 0;
   /// Copies the first `bytes` of host_memory() to memory(); waits.
@@ -74,6 +78,7 @@ class DeviceStage {
 struct StageOptions {
   std::uint64_t lane_bytes = 0;  // a multiple of 4096
   unsigned lanes = 0;
+  std::chrono::milliseconds lost_after{30'000};  // as DeviceLoaderOptions::lost_after
 };
 
 /// `geometry` may be null where nothing is scattered; it outlives the stage.

@@ -66,7 +66,7 @@ bool StoreReader::read_now(std::byte* data, std::uint64_t bytes, std::uint64_t o
 
 void StoreReader::read_headers(std::uint32_t count, const HeaderSink& sink) {
   PageBuffer pages(kBatch);
-  for (std::uint32_t begin = 0; begin < count; begin += kBatch) {
+  for (std::uint32_t begin = 0; begin < count && go_on_(); begin += kBatch) {
     std::vector<std::pair<std::uint32_t, std::uint32_t>> places;
     for (std::uint32_t i = begin; i < std::min<std::uint64_t>(count, begin + kBatch); ++i) places.emplace_back(i, 0);
     const std::vector<io::IoResult> results = read_pages(places, pages);
@@ -108,6 +108,7 @@ void StoreReader::read_contents(std::span<const FoundRegion> found, const Loaded
     PageBuffer pages(std::max<std::size_t>(places.size(), 1));
     const std::vector<io::IoResult> results = read_pages(places, pages);
     for (std::size_t i = 0; i < some.size(); ++i) {
+      if (!go_on_()) return;
       const bool read = page_of[i] != SIZE_MAX && results[page_of[i]].status("read").ok();
       RegionContents contents = contents_of(some[i], checkpoint, read ? pages.page(page_of[i]) : nullptr);
       contents.read_failed |= page_of[i] != SIZE_MAX && !read;
@@ -240,8 +241,16 @@ Status Log::recover() {
   next_region_sequence_ = next_record_sequence_ = superblock_.sequence_floor;
 
   StoreReader reader(engine_, data_.fd(), data_.path(), superblock_);
+  Status ended;  // by options_.go_on
+  if (options_.go_on) {
+    reader.ask([&] {
+      if (ended.ok()) ended = options_.go_on();
+      return ended.ok();
+    });
+  }
   std::vector<FoundRegion> found;
   LMCN_RETURN_IF_ERROR(find_regions(reader, *count, found));
+  LMCN_RETURN_IF_ERROR(ended);
   sort_found(found);
   LMCN_RETURN_IF_ERROR(fit_into_limit(*count, found));
 
@@ -258,6 +267,7 @@ Status Log::recover() {
   }
   reader.read_contents(found, file.loaded ? &*file.loaded : nullptr,
                        [this](const FoundRegion& region, const RegionContents& contents) { recover_region(region, contents); });
+  LMCN_RETURN_IF_ERROR(ended);
   counters_.read_errors.fetch_add(reader.read_errors(), std::memory_order_relaxed);
   if (checkpoint_bytes_ > checkpoint_allowance()) {
     LMCN_RETURN_IF_ERROR(directory_->remove("index.ckpt"));

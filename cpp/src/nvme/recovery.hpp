@@ -49,6 +49,8 @@ class StoreReader {
   StoreReader(io::IoEngine& engine, int fd, std::string path, const Superblock& superblock)
       : engine_(engine), fd_(fd), path_(std::move(path)), superblock_(superblock) {}
 
+  /// Asked before each part of what read_headers() and read_contents() read, which end when it says false.
+  void ask(std::function<bool()> go_on) { go_on_ = std::move(go_on); }
   /// Gives every region's header, or nullptr for one that does not hold; not ok: could not be read.
   using HeaderSink = std::function<void(std::uint32_t region, const Status&, const RegionHeader*)>;
   void read_headers(std::uint32_t count, const HeaderSink& sink);
@@ -78,6 +80,7 @@ class StoreReader {
   const int fd_;
   const std::string path_;
   const Superblock superblock_;
+  std::function<bool()> go_on_ = [] { return true; };
   std::uint64_t read_errors_ = 0;
 };
 

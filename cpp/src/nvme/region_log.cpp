@@ -76,6 +76,7 @@ Result<std::unique_ptr<RegionLog>> RegionLog::open(const LogOptions& options, io
 
 Result<std::unique_ptr<RegionLog>> RegionLog::open_in(std::unique_ptr<Directory> directory, const LogOptions& options,
                                                       io::IoEngine& engine, LogClient& client) {
+  if (options.go_on) LMCN_RETURN_IF_ERROR(options.go_on());
   Result<std::optional<Superblock>> found = load_superblock(*directory, engine);
   if (!found.ok()) return found.status();
 

@@ -44,6 +44,9 @@ struct LogOptions {
   bool verify_payload = true;  // false: reads check header, key, namespace, lengths and sequences, not the payload's checksums
   std::chrono::milliseconds io_timeout{30'000};  // a device silent for so long is quarantined; see check_deadlines()
   bool allow_network_file_system = false;        // else kInvalidArgument on a network_file_system()
+  /// May be empty. While opening, on that thread: asked once the locks are held, then between the parts of reading the index. Not
+  /// ok: opening ends with that.
+  std::function<Status()> go_on = {};
 };
 
 struct RecoveredRecord {

@@ -8,7 +8,8 @@
 //  T3  `log` is published once, with mu held, when every recovered record is in the index, and never taken back: from then on all
 //      is as if it had been there from the start. The slots, counters and limits are the same ones.
 //  T4  A clear() before that wins: no record of before it can be looked up, and the keeper clears the log first of all.
-//  T5  close() ends the wait before it does anything else. A log that is open but not attached is dropped as it was found.
+//  T5  close() ends the wait, and the reading of an index, before it does anything else. A log that is open but not attached is
+//  dropped as it was found.
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 
@@ -27,7 +28,8 @@ namespace {
 constexpr std::uint64_t kMetadataPart = 16;             // of a day's writes
 constexpr std::chrono::milliseconds kStartWait{1'000};  // an owner that is dying has gone by then, mostly
 constexpr std::chrono::milliseconds kRetry{100};        // flock() has no timed form
-constexpr std::chrono::microseconds kSlicePause{50};    // a mutex alone would not let the others in
+constexpr std::chrono::milliseconds kErrorRetry{1'000};
+constexpr std::chrono::microseconds kSlicePause{50};  // a mutex alone would not let the others in
 
 /// Of the file systems that the directories are on, each once.
 std::uint64_t file_system_bytes(const std::vector<std::string>& directories) {
@@ -45,6 +47,20 @@ std::uint64_t file_system_bytes(const std::vector<std::string>& directories) {
 bool path_is_wrong(const Status& status) {
   const int wrong[] = {EACCES, EPERM, EROFS, ENOENT, ENOTDIR, ENAMETOOLONG, ELOOP};
   return status.code() == Code::kIoError && std::find(std::begin(wrong), std::end(wrong), status.sys_errno()) != std::end(wrong);
+}
+
+/// Whatever it is asked for again. Other failures (no descriptor, no memory, a device that is away) may pass.
+bool stays(Code code) {
+  switch (code) {
+    case Code::kInvalidArgument:
+    case Code::kCorruption:
+    case Code::kFormatVersion:
+    case Code::kUnsupported:
+    case Code::kInternal:
+      return true;
+    default:
+      return false;
+  }
 }
 
 std::string waiting_for(const Status& locked) {
@@ -144,18 +160,35 @@ void StoreCore::take_over_loop(std::stop_token stop) {
   std::mutex waiting;
   std::condition_variable_any wake;
   std::unique_lock wait(waiting);
-  for (nvme::LogOptions& path : log_options) path.lock_wait = std::chrono::milliseconds(0);
-  while (!wake.wait_for(wait, stop, kRetry, [&] { return stop.stop_requested(); }) && !stop.stop_requested()) {
+  for (nvme::LogOptions& path : log_options) {
+    path.lock_wait = std::chrono::milliseconds(0);
+    path.go_on = [this, stop] {
+      {
+        std::lock_guard lock(mu);
+        open_warning = "running without NVMe until its index is read";
+      }
+      LMCN_SEQ_POINT("store.reading_index");
+      return stop.stop_requested() ? Status(Code::kAborted, "the store is closing") : Status();
+    };
+  }
+  std::chrono::milliseconds pause = kRetry;
+  while (!wake.wait_for(wait, stop, pause, [&] { return stop.stop_requested(); }) && !stop.stop_requested()) {
     LMCN_SEQ_POINT("store.before_take_over");
     auto opened = open_log(*this, *this);
     if (stop.stop_requested()) return;
     if (opened.ok()) return attach(std::move(opened).value());
     std::lock_guard lock(mu);
+    pause = kErrorRetry;
     if (opened.status().code() == Code::kLocked) {
+      pause = kRetry;
       open_warning = waiting_for(opened.status());
       continue;
     }
     open_warning = "running without NVMe: " + opened.status().message();
+    if (!stays(opened.status().code())) {
+      open_warning += " (tried again every " + std::to_string(kErrorRetry.count()) + " ms)";
+      continue;
+    }
     taking_over = false;
     return;
   }

@@ -119,6 +119,35 @@ TEST_F(OwnerAnswers, WithoutAFreeDescriptorSayingSo) {
   EXPECT_EQ(exit_status(child), 0);
 }
 
+// Accepted with the last one, a worker would be gone for the owner 500 ms after its socket's end, whatever its process still
+// copies.
+TEST_F(OwnerAnswers, WithoutADescriptorForTheWorkersProcessSayingSo) {
+  const pid_t child = run_in_child([this] {
+    auto owner = listen("engine");
+    if (!owner.ok() || !limit_descriptors(128)) return 1;
+    const wire::Address address = wire::address_of((*owner)->path());
+    const UniqueFd client(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+    std::vector<UniqueFd> all;
+    do {
+      all.emplace_back(::eventfd(0, EFD_CLOEXEC));
+    } while (all.back().valid());
+    if (errno != EMFILE) return 2;
+    all.pop_back();
+    all.pop_back();  // for the connection
+    if (::connect(client.get(), reinterpret_cast<const sockaddr*>(&address.sun), address.length) != 0) return 3;
+    (void)wire::send_hello(client.get(), hello_of(0, kRankBytes));  // refused before or after
+    const Status status = reply_on(client.get());
+    if (status.code() != Code::kUnavailable || status.message().find("Too many open files") == std::string::npos ||
+        status.message().find(std::to_string(::getpid())) == std::string::npos) {
+      std::fprintf(stderr, "%s\n", status.to_string().c_str());
+      return 4;
+    }
+    all.clear();
+    return attach("engine", 0).ok() ? 0 : 5;
+  });
+  EXPECT_EQ(exit_status(child), 0);
+}
+
 TEST_F(OwnerAnswers, ARefusalIsReadThoughTheHelloWasNot) {
   int ends[2];
   ASSERT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);

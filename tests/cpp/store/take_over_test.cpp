@@ -16,6 +16,7 @@ namespace {
 
 constexpr const char* kTry = "store.before_take_over";
 constexpr const char* kBefore = "store.before_attach";
+constexpr const char* kReading = "store.reading_index";
 constexpr const char* kSlice = "store.attach_slice";
 
 class TakeOver : public StoreTest {
@@ -257,6 +258,55 @@ TEST_F(TakeOver, WhatCannotBeOpenedThenIsDoneWithout) {
   EXPECT_TRUE(put(7));
   EXPECT_EQ(get(7), "hit");
   EXPECT_TRUE(store->close(10s).ok());
+}
+
+TEST_F(TakeOver, AFailureThatMayPassIsTriedAgain) {
+  start_waiting(20);
+  const io::FaultyEngine::FaultId unreadable = watched[0]->add(io::Fault::fail_with(EIO).on(io::Op::kRead));
+  old_lets_go();
+  ASSERT_TRUE(becomes([&] { return store->nvme_warning().find("Input/output error") != std::string::npos; }))
+      << store->nvme_warning();
+  EXPECT_EQ(store->stats().nvme_waiting, 1u);
+  EXPECT_TRUE(put(100));
+  EXPECT_EQ(get(100), "hit");
+  watched[0]->remove(unreadable);
+  ASSERT_TRUE(attached());
+  EXPECT_EQ(store->nvme_warning(), "");
+  for (int i = 0; i < 20; ++i) EXPECT_EQ(get(i), "hit") << i;
+}
+
+TEST_F(TakeOver, OnceTheLockIsHeldTheWarningNamesNoOwner) {
+  start_waiting(20);
+  SeqPointScope scope;
+  SeqPoints::hold(kReading);
+  old_lets_go();
+  ASSERT_TRUE(SeqPoints::wait_until_reached(kReading, 60s));
+  EXPECT_EQ(store->nvme_warning(), "running without NVMe until its index is read");
+  EXPECT_EQ(store->stats().nvme_waiting, 1u);
+  SeqPoints::release(kReading);
+  ASSERT_TRUE(attached());
+}
+
+TEST_F(TakeOver, ClosedWhileTheIndexIsRead) {
+  start_waiting(20);
+  SeqPointScope scope;
+  SeqPoints::hold(kReading);
+  old_lets_go();
+  for (int part = 0; part < 2; ++part) {
+    ASSERT_TRUE(SeqPoints::wait_until_reached(kReading, 60s));
+    SeqPoints::step(kReading);
+  }
+  ASSERT_TRUE(SeqPoints::wait_until_reached(kReading, 60s));
+  const std::uint64_t requests = requests_to_disk();
+  EXPECT_GT(requests, 0u);
+  std::jthread closing([&] { EXPECT_TRUE(store->close(10s).ok()); });
+  ASSERT_TRUE(becomes([&] { return store->taker.get_stop_token().stop_requested(); }));
+  SeqPoints::release(kReading);
+  closing.join();
+  EXPECT_EQ(requests_to_disk(), requests) << "nothing more is read";
+  store.reset();
+  open();
+  EXPECT_EQ(store->stats().recovered_chunks, 20u);
 }
 
 TEST_F(TakeOver, TheNewLimitHolds) {
