@@ -95,7 +95,7 @@ std::uint32_t StoreCore::end_write(WriteLease& lease, bool publish) {
         policy->insert(entry_id);
         record.priority = lease.priority_;
         if (record.priority == Priority::kLow) {
-          while (!low_slots.empty() && !is_low(low_slots.front())) low_slots.pop_front();
+          while (!low_slots.empty() && !is_low(low_slots.front().slot, low_slots.front().generation)) low_slots.pop_front();
           low_slots.push_back({id, record.slot.generation});
         }
         note_change(entry.key, Tier::kHost, true);

@@ -75,9 +75,9 @@ bool StoreCore::evict_one(std::uint64_t bytes) {
 }
 
 // Whether it is still the chunk that was stored there, and no request of another priority has used it.
-bool StoreCore::is_low(const LowSlot& low) const {
-  const SlotRecord& record = slots[low.slot];
-  return record.in_use && record.slot.generation == low.generation && record.entry != kNoEntry && record.priority == Priority::kLow;
+bool StoreCore::is_low(SlotId id, std::uint32_t generation) const {
+  const SlotRecord& record = slots[id];
+  return record.in_use && record.slot.generation == generation && record.entry != kNoEntry && record.priority == Priority::kLow;
 }
 
 // Of the oldest, the first that nobody holds.
@@ -85,7 +85,7 @@ bool StoreCore::evict_low(std::uint64_t class_bytes) {
   for (std::size_t scanned = std::min<std::size_t>(low_slots.size(), kVictimScan); scanned > 0; --scanned) {
     const LowSlot low = low_slots.front();
     low_slots.pop_front();
-    if (!is_low(low)) continue;
+    if (!is_low(low.slot, low.generation)) continue;
     SlotRecord& record = slots[low.slot];
     if (record.slot.bytes == class_bytes && !busy(record)) {
       evict(record.entry);

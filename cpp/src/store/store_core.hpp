@@ -128,7 +128,7 @@ struct StoreCore final : public TieredStore, private nvme::LogClient {
   bool busy(SlotRecord& record) const;
   SlotId allocate_slot(std::uint64_t bytes, EntryId entry);
   bool evict_one(std::uint64_t bytes);
-  bool is_low(const LowSlot& low) const;
+  bool is_low(SlotId id, std::uint32_t generation) const;
   bool evict_low(std::uint64_t class_bytes);
   void evict(EntryId id);
   void drop_host_copy(EntryId id);  // the entry lets go of its slot (freed or orphaned); entry may be erased
