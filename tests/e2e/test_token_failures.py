@@ -275,4 +275,6 @@ def test_request_settings(token_engine: Any) -> None:
     assert ask(**{"lmcache.tag.user": "a"}) == 0
     assert ask(**{"lmcache.tag.user": "b"}) == 0
     assert ask(**{"lmcache.tag.user": "a"}) == HIT_TOKENS
-    assert ask(**{"lmcache.skip_save": "perhaps"}) == 0  # served without the cache, with a warning
+    with pytest.raises(ValueError, match="lmcache.skip_save='perhaps'"):
+        ask(**{"lmcache.skip_save": "perhaps"})
+    assert ask() == HIT_TOKENS, "the engine goes on"

@@ -118,14 +118,19 @@ def test_chunked_prefill_and_decoded_tokens(token_engine: Any) -> None:
 
 
 def test_events(token_engine: Any) -> None:
+    from lmcache_native.integration.vllm.kv_events import ChunkEvents
+
     prompt = token_engine.prompt(9, 100)
+    scheduler = token_engine.scheduler
+    told = ChunkEvents(scheduler.store, scheduler._chunk_tokens)  # as with enable_kv_events at the start
     # vLLM's scheduler takes the events at each step, to publish them.
-    with configured(token_engine, kv_events=True), _replaced(token_engine.connector, take_events=lambda: ()):
+    with _replaced(scheduler, _events=told), _replaced(token_engine.connector, take_events=lambda: ()):
         cached(token_engine, prompt)
         token_engine.drain()
-        events = [event for event in token_engine.scheduler.take_events() if type(event).__name__ == "BlockStored"]
+        taken = [event for event in token_engine.scheduler.take_events() if type(event).__name__ == "BlockStored"]
+        events = [event for event in taken if event.medium == "CPU"]
         token_engine.forget_all()
-        (cleared,) = token_engine.scheduler.take_events()
+        cleared, *_ = token_engine.scheduler.take_events()
     assert [event.token_ids for event in events] == [prompt[:40], prompt[40:80]]
     assert [event.block_size for event in events] == [40, 40]
     assert events[0].parent_block_hash is None

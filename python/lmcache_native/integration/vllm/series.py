@@ -182,7 +182,11 @@ SERIES: tuple[Series, ...] = (
     _gauge("nvme_paths", "nvme_paths", "NVMe directories configured."),
     _gauge("nvme_lost_paths", "nvme_lost_paths", "NVMe directories out of use after an error."),
     _gauge("nvme_quarantined", "nvme_quarantined", "1 when NVMe is out of use after an error."),
-    _gauge("nvme_waiting", "nvme_waiting", "1 while the NVMe directories are not ours yet, or are being read: they are taken over later."),
+    _gauge(
+        "nvme_waiting",
+        "nvme_waiting",
+        "1 while the NVMe directories are not ours yet, or are being read: they are taken over later.",
+    ),
     DIRECT_LOADS,
     # queues
     _gauge("promotions_in_flight", "promotions_in_flight", "Promotions queued or under way."),
