@@ -185,7 +185,7 @@ SERIES: tuple[Series, ...] = (
     _gauge(
         "nvme_waiting",
         "nvme_waiting",
-        "1 while the NVMe directories are not ours yet, or are being read: they are taken over later.",
+        "1 while the NVMe directories are still to be taken over from their owner.",
     ),
     DIRECT_LOADS,
     # queues
