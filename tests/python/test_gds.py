@@ -29,7 +29,7 @@ def test_without_kvikio_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "libkvikio", None)
     plugin = tmp_path / gds.PLUGIN
     plugin.touch()
-    with pytest.raises(Unavailable, match=r"pip install 'lmcache-native\[gds\]'"):
+    with pytest.raises(Unavailable, match=r"pip install 'libkvikio-cu13==26\.10\.\*'"):
         gds.load_plugin(str(plugin))
 
 
