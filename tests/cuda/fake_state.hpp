@@ -49,15 +49,16 @@ struct Allocation {
 };
 
 // One lock for all: the fake is about order, not speed.
-inline std::mutex g_mutex;
-inline std::condition_variable g_changed;
-inline fake_cuda::State g_state;
-inline std::map<std::string, Injection> g_injections;
-inline std::map<std::string, int> g_calls;
+// Never destroyed: threads of streams that nobody ended still wait when the process exits.
+inline auto& g_mutex = *new std::mutex;
+inline auto& g_changed = *new std::condition_variable;
+inline auto& g_state = *new fake_cuda::State;
+inline auto& g_injections = *new std::map<std::string, Injection>;
+inline auto& g_calls = *new std::map<std::string, int>;
 inline cudaError_t g_sticky = cudaSuccess;
 inline int g_devices = fake_cuda::kDevices;
 inline bool g_hold_callers = false;
-inline std::map<std::byte*, Allocation> g_memory;
+inline auto& g_memory = *new std::map<std::byte*, Allocation>;
 struct HostRange {
   std::size_t bytes = 0;
   std::byte* device = nullptr;  // where the device sees it
@@ -71,20 +72,20 @@ struct HostView {
   std::size_t bytes = 0;
   std::byte* device = nullptr;
 };
-inline std::map<std::byte*, HostView> g_host_views;  // of allocate_host()
+inline auto& g_host_views = *new std::map<std::byte*, HostView>;  // of allocate_host()
 struct Cost {
   double call_us = 0, copy_us = 0, first_us = 0;
 };
-inline std::map<std::string, Cost> g_costs;
+inline auto& g_costs = *new std::map<std::string, Cost>;
 inline int g_driver = 13000;
 inline std::size_t g_lockable = SIZE_MAX;
 inline bool g_unified = true;
-inline std::set<int> g_contexts;
+inline auto& g_contexts = *new std::set<int>;
 inline bool g_ignore_waits = false;
-inline std::string g_fault;
+inline auto& g_fault = *new std::string;
 inline bool g_capture = false;
-inline std::string g_spoilt_capture;
-inline std::map<Event*, std::shared_ptr<Event>> g_events;  // a stream may still wait for one that was destroyed
+inline auto& g_spoilt_capture = *new std::string;
+inline auto& g_events = *new std::map<Event*, std::shared_ptr<Event>>;  // a stream may still wait for one that was destroyed
 
 inline thread_local int t_device = 0;
 inline thread_local cudaStreamCaptureMode t_capture_mode = cudaStreamCaptureModeGlobal;
@@ -152,7 +153,7 @@ class Stream {
   std::thread thread_;
 };
 
-inline std::set<Stream*> g_streams;
+inline auto& g_streams = *new std::set<Stream*>;
 
 inline Stream* default_stream(int device) {
   static std::array<Stream, fake_cuda::kDevices> streams{Stream(0), Stream(1)};
