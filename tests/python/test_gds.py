@@ -25,7 +25,7 @@ def test_without_a_plugin_the_host_path_is_measured(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_kvikio_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kvikio_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "libkvikio", None)
     plugin = tmp_path / gds.PLUGIN
     plugin.touch()

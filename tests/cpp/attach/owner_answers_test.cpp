@@ -50,6 +50,30 @@ Status reply_on(int socket) {
   return wire::status_of(reply);
 }
 
+// All that this process may still have. Empty: it did not come to the limit.
+std::vector<UniqueFd> all_descriptors() {
+  std::vector<UniqueFd> all;
+  do {
+    all.emplace_back(::eventfd(0, EFD_CLOEXEC));
+  } while (all.back().valid());
+  const int error = errno;
+  all.pop_back();
+  if (error != EMFILE) all.clear();
+  return all;
+}
+
+// Greets on a connection, and says whether the owner, this process, refused it and named the cause.
+bool refused_for_want_of_descriptors(int socket, std::uint64_t rank_bytes) {
+  (void)wire::send_hello(socket, hello_of(0, rank_bytes));  // refused before or after
+  const Status status = reply_on(socket);
+  if (status.code() == Code::kUnavailable && status.message().find("Too many open files") != std::string::npos &&
+      status.message().find(std::to_string(::getpid())) != std::string::npos) {
+    return true;
+  }
+  std::fprintf(stderr, "%s\n", status.to_string().c_str());
+  return false;
+}
+
 // Blocks until the owner has closed it.
 bool ends(int socket) {
   char byte;
@@ -96,22 +120,12 @@ TEST_F(OwnerAnswers, WithoutAFreeDescriptorSayingSo) {
     const std::string path = (*owner)->path();
     std::vector<UniqueFd> clients;
     for (int i = 0; i < 8; ++i) clients.emplace_back(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-    std::vector<UniqueFd> all;
-    do {
-      all.emplace_back(::eventfd(0, EFD_CLOEXEC));
-    } while (all.back().valid());
-    if (errno != EMFILE) return 2;
+    std::vector<UniqueFd> all = all_descriptors();
+    if (all.empty()) return 2;
     const wire::Address address = wire::address_of(path);
     for (const UniqueFd& client : clients) {
       if (::connect(client.get(), reinterpret_cast<const sockaddr*>(&address.sun), address.length) != 0) return 3;
-      const wire::Hello hello = hello_of(0, kRankBytes);
-      (void)wire::send_hello(client.get(), hello);  // refused before or after
-      const Status status = reply_on(client.get());
-      if (status.code() != Code::kUnavailable || status.message().find("Too many open files") == std::string::npos ||
-          status.message().find(std::to_string(::getpid())) == std::string::npos) {
-        std::fprintf(stderr, "%s\n", status.to_string().c_str());
-        return 4;
-      }
+      if (!refused_for_want_of_descriptors(client.get(), kRankBytes)) return 4;
     }
     all.clear();
     return attach("engine", 0).ok() ? 0 : 5;
@@ -127,21 +141,11 @@ TEST_F(OwnerAnswers, WithoutADescriptorForTheWorkersProcessSayingSo) {
     if (!owner.ok() || !limit_descriptors(128)) return 1;
     const wire::Address address = wire::address_of((*owner)->path());
     const UniqueFd client(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-    std::vector<UniqueFd> all;
-    do {
-      all.emplace_back(::eventfd(0, EFD_CLOEXEC));
-    } while (all.back().valid());
-    if (errno != EMFILE) return 2;
-    all.pop_back();
+    std::vector<UniqueFd> all = all_descriptors();
+    if (all.size() < 2) return 2;
     all.pop_back();  // for the connection
     if (::connect(client.get(), reinterpret_cast<const sockaddr*>(&address.sun), address.length) != 0) return 3;
-    (void)wire::send_hello(client.get(), hello_of(0, kRankBytes));  // refused before or after
-    const Status status = reply_on(client.get());
-    if (status.code() != Code::kUnavailable || status.message().find("Too many open files") == std::string::npos ||
-        status.message().find(std::to_string(::getpid())) == std::string::npos) {
-      std::fprintf(stderr, "%s\n", status.to_string().c_str());
-      return 4;
-    }
+    if (!refused_for_want_of_descriptors(client.get(), kRankBytes)) return 4;
     all.clear();
     return attach("engine", 0).ok() ? 0 : 5;
   });

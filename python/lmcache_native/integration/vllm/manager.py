@@ -328,9 +328,7 @@ class NativeOffloadingManager(compat.OffloadingManager):  # type: ignore[misc]
     def prepare_store(self, keys: Collection[bytes], req_context: Any) -> Any:
         state: _RequestState = req_context.get_state(_RequestState)
         namespace = state.usable_namespace()
-        if namespace is None:
-            return compat.PrepareStoreOutput(keys_to_store=[], store_spec=SlotLoadStoreSpec.unleased(0), evicted_keys=[])
-        if state.settings.skip_save:
+        if namespace is None or state.settings.skip_save:
             return compat.PrepareStoreOutput(keys_to_store=[], store_spec=SlotLoadStoreSpec.unleased(0), evicted_keys=[])
         offered: list[list[bytes]] = [[] for _ in self._groups]
         for key in keys:
